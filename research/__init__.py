@@ -1,0 +1,1 @@
+"""Purestep: a run is a pure function. See docs/design.md."""

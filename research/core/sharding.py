@@ -1,0 +1,164 @@
+"""Where arrays live: a mesh, and one table from logical axes to mesh axes.
+
+Parameters name their axes in `Param.axes`, activations at the few places that call `constrain`. Nothing else names a device.
+"""
+
+import contextlib
+import math
+from functools import partial
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from research.core import params as P
+from research.core.errors import UserError
+
+MESH_AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "stage")
+
+# Logical axis -> the mesh axes that it is spread over, in this order. Axes that a mesh lacks, or has at size 1, drop out.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "sequence": ("sequence",),
+    "residual": (),
+    "layers": (),
+    "vocab": ("tensor",),
+    "positions": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head": (),
+    "mlp": ("tensor",),
+    "member": ("member",),
+}
+
+
+def parse_mesh(text: str, device_count: int) -> dict[str, int]:
+    """`auto` (all devices under `fsdp`... of size 1 on one device) or `data=2,fsdp=4` as `{axis: size}`; the product must be the
+    number of devices. Raises UserError otherwise."""
+    if text == "auto":
+        return {"fsdp": device_count}
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES or not size.isdecimal() or int(size) < 1 or name in sizes:
+            raise UserError(f"mesh {text!r}: {part!r} is not AXIS=SIZE with a new axis out of {', '.join(MESH_AXES)}")
+        sizes[name] = int(size)
+    if math.prod(sizes.values()) != device_count:
+        raise UserError(f"mesh {text!r} has {math.prod(sizes.values())} devices, but {device_count} are here; make the product {device_count}")
+    return sizes
+
+
+def make_mesh(text: str = "auto") -> Mesh:
+    """A mesh over all devices of all hosts."""
+    sizes = parse_mesh(text, jax.device_count())
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | Any, rules=RULES) -> PartitionSpec:
+    """The PartitionSpec of an array. A dimension that its mesh axes do not divide stays whole.
+
+    Raises ValueError for an unknown logical axis, or when two dimensions want one mesh axis.
+    """
+    sizes, used, out = dict(mesh.shape), set(), []
+    for name, size in zip(axes, shape, strict=True):
+        if name is not None and name not in rules:
+            raise ValueError(f"unknown logical axis {name!r} in {axes}; the rules name {', '.join(rules)}")
+        wanted = tuple(a for a in (rules[name] if name else ()) if sizes.get(a, 1) > 1)
+        if size % math.prod(sizes[a] for a in wanted):
+            wanted = ()
+        if used & set(wanted):
+            raise ValueError(f"two dimensions of {axes} are sharded over one mesh axis {sorted(used & set(wanted))}")
+        used |= set(wanted)
+        out.append(wanted[0] if len(wanted) == 1 else wanted or None)
+    return PartitionSpec(*out)
+
+
+def shardings(specs: P.Tree, mesh: Mesh, rules=RULES) -> P.Tree:
+    """The tree of NamedSharding for a spec tree."""
+    return P.tree_map(lambda p: NamedSharding(mesh, spec(p.axes, p.shape, mesh, rules)), specs)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedSharding]:
+    """Rows over the data axes, everything else whole."""
+    return {name: NamedSharding(mesh, spec(("batch", *[None] * (x.ndim - 1)), x.shape, mesh)) for name, x in batch.items()}
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError when the rows cannot be split evenly over the devices."""
+    shards = math.prod(dict(mesh.shape).get(a, 1) for a in RULES["batch"])
+    if batch_size % shards:
+        raise UserError(f"batch size {batch_size} cannot be split over {shards} devices; use a multiple of {shards}, or another --mesh")
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None) -> Iterator[None]:
+    """Makes `constrain` act on `mesh` for what is traced inside; None leaves single-device code untouched."""
+    with jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext():
+        yield
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` held to the rules' sharding of its logical axes on the mesh in use; without one, `x` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Host arrays that hold the global value on every process, as device arrays with these shardings."""
+
+    def one(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def axis_size(axis: str) -> int:
+    """How many devices the mesh in use has along an axis: 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
+
+
+def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
+    """One layer's parameters as its computation uses them: cast to the compute dtype and gathered over `fsdp`.
+
+    The cast comes before the gather, so half the bytes travel, and the gradient is held to the parameter's own shard, so it is
+    reduced by scattering; a plain constraint to gathered weights would all-reduce every gradient whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return jax.tree.map(lambda w: w.astype(dtype), tree)
+    whole = {name: tuple(a for a in axes if a != "fsdp") for name, axes in RULES.items()}
+
+    def one(w, p):
+        return _gather(w, spec(p.axes, p.shape, mesh), spec(p.axes, p.shape, mesh, whole), dtype)
+
+    return jax.tree.map(one, tree, specs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(w, shard, whole, dtype):
+    hold = jax.lax.with_sharding_constraint
+    return hold(hold(w.astype(dtype), shard), whole)
+
+
+def _gather_forward(w, shard, whole, dtype):
+    return _gather(w, shard, whole, dtype), jnp.zeros((), w.dtype)
+
+
+def _gather_backward(shard, whole, dtype, like, g):
+    del whole, dtype
+    return (jax.lax.with_sharding_constraint(g.astype(like.dtype), shard),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

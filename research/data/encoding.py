@@ -1,0 +1,206 @@
+"""What a tokeniser is, and the two that need no library: bytes and characters.
+
+`byte`: ids 0 to 255 are the UTF-8 bytes, 256 separates documents. `char`: ids are the ranks of the source's characters
+by code point, with no separator. Their files are written so that the `tokenizers` library reads them to the same ids,
+but NumPy runs them, which is much faster. Text is always text: `<|endoftext|>` in a document is encoded as those
+characters, never as the separator.
+"""
+
+import abc
+import codecs
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.core.errors import UserError
+from research.data.files import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+FILE_NAME = "tokenizer.json"
+
+_PIECE = 1 << 22  # characters: bounds the memory of tokenising one very long document
+_EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+
+
+@dataclass(frozen=True)
+class Tokenizer(abc.ABC):
+    """What every tokeniser offers. `vocab_size`: every id is below it; `eot`: the id between documents, or None: joined
+    as they are; `content`: the text of its tokenizer.json, which is all there is to it."""
+
+    kind: str
+    vocab_size: int
+    eot: int | None
+    content: str = field(repr=False)
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of `text`, [T], of an integer type. Raises UserError for a character that has no id."""
+
+    @abc.abstractmethod
+    def decode_bytes(self, ids: Any) -> bytes:
+        """Returns the bytes that the ids stand for; separators and other special tokens stand for none.
+
+        Exact for byte, character and byte-level tokenisers, the UTF-8 of `decode` for others. Raises UserError for an
+        id that is not in the vocabulary.
+        """
+
+    def decode(self, ids: Any) -> str:
+        """Returns the text of the ids; bytes that are not UTF-8 become U+FFFD. The inverse of `encode` where that is
+        lossless."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns `encode` of each text, in parallel where that is faster."""
+        return [self.encode(text) for text in texts]
+
+    def pieces(self, text: str) -> Iterable[str]:
+        """Returns the parts in which a long text is encoded; joined they are the text, and their ids the text's ids."""
+        return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+
+    def stream(self, context: Any = ()) -> "StreamDecoder":
+        """Returns a decoder for ids that arrive a few at a time, after the ids `context` whose text is already
+        shown."""
+        return ByteStream(self, context)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer.json's text."""
+        return hashlib.sha256(self.content.encode("utf-8")).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tokenizer.json to `path`, or into it if it is a folder: whole or not at all (UserError where it
+        cannot)."""
+        path = Path(path)
+        write_atomically(path / FILE_NAME if path.is_dir() else path, self.content.encode("utf-8"))
+
+    def checked(self, ids: Any) -> np.ndarray:
+        """Returns the ids as int64, [T]. Raises UserError for one that is not below `vocab_size`."""
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if wrong.size:
+            raise UserError(f"the token id {wrong[0]} is not in the vocabulary: ids are 0 to {self.vocab_size - 1}.")
+        return ids
+
+
+class StreamDecoder(abc.ABC):
+    """Text as ids arrive. What `push` returned and `finish` returns join to the text of all the ids."""
+
+    @abc.abstractmethod
+    def push(self, ids: Any) -> str:
+        """Returns the text that `ids` add; the beginning of a character that is not complete yet is held back."""
+
+    @abc.abstractmethod
+    def finish(self) -> str:
+        """Returns what is still held back: U+FFFD for what never became a character."""
+
+
+class ByteStream(StreamDecoder):
+    """For tokenisers whose ids are bytes: an incremental UTF-8 decoder."""
+
+    def __init__(self, tokenizer: Tokenizer, context: Any):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.push(context)
+
+    def push(self, ids: Any) -> str:
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+@dataclass(frozen=True)
+class ByteTokenizer(Tokenizer):
+    """256 bytes and a separator."""
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(to_utf8(text), np.uint8)
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        ids = self.checked(ids)
+        return ids[ids < 256].astype(np.uint8).tobytes()
+
+
+@dataclass(frozen=True)
+class CharTokenizer(Tokenizer):
+    """One id for each of `characters`, which are in the order of their code points."""
+
+    characters: str = field(repr=False)
+
+    @cached_property
+    def _code_points(self) -> np.ndarray:
+        return np.frombuffer(self.characters.encode("utf-32-le"), np.uint32)
+
+    @cached_property
+    def _id_of(self) -> np.ndarray:
+        """[largest code point + 2]: -1 where there is no id; the last entry stands for every larger code point."""
+        table = np.full(int(self._code_points[-1]) + 2, -1, np.int32)
+        table[self._code_points] = np.arange(len(self._code_points), dtype=np.int32)
+        return table
+
+    def encode(self, text: str) -> np.ndarray:
+        to_utf8(text)
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = self._id_of[np.minimum(points, len(self._id_of) - 1)]
+        if ids.size and ids.min() < 0:
+            where = int(np.argmin(ids))
+            name = f"{text[where]!r} (U+{ord(text[where]):04X}, at character {where} of the text)"
+            raise UserError(
+                f"the character {name} is not among the {self.vocab_size} of this character tokeniser. "
+                "Leave it out, or train with the tokeniser 'byte'."
+            )
+        return ids
+
+    def decode(self, ids: Any) -> str:
+        return self._code_points[self.checked(ids)].tobytes().decode("utf-32-le")
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        return self.decode(ids).encode("utf-8")
+
+
+def to_utf8(text: str) -> bytes:
+    """Returns `text` in UTF-8. Raises UserError for half of a surrogate pair, which is what other encodings of
+    arguments become."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text is not Unicode at character {error.start}: {text[error.start]!r}. Give UTF-8."
+        ) from error
+
+
+def byte_level_alphabet() -> str:
+    """Returns the 256 characters that byte-level tokenizer.json files write bytes as, in the order of the bytes: a byte
+    that is printable in Latin-1 is itself, the others are the code points from 256 on (as in GPT-2)."""
+    others = iter(range(256, 512))
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+def byte_description() -> dict:
+    """Returns the tokenizer.json of the byte tokeniser: a byte-level BPE without merges."""
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE",
+        "vocab": {character: byte for byte, character in enumerate(byte_level_alphabet())},
+        "merges": [],
+    }
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return _description(plain, plain, model, [{"id": 256, "content": END_OF_TEXT, **flags, "special": True}])
+
+
+def char_description(characters: Iterable[str]) -> dict:
+    """Returns the tokenizer.json of the character tokeniser: every character a word, numbered by code point."""
+    vocabulary = {character: rank for rank, character in enumerate(sorted(characters))}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    return _description(_EVERY_CHARACTER, {"type": "Fuse"}, model, [])
+
+
+def _description(pre_tokenizer: dict, decoder: dict, model: dict, added_tokens: list[dict]) -> dict:
+    shared = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None}
+    return {**shared, "added_tokens": added_tokens, "pre_tokenizer": pre_tokenizer, "decoder": decoder, "model": model}

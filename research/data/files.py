@@ -1,0 +1,66 @@
+"""Reading text files strictly, and writing small files whole or not at all."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from research.core.errors import UserError
+
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "zip", b"%P": "PDF"}
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the whole content of `path`. Raises UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def decode_utf8(content: bytes, what: str) -> str:
+    """Returns `content` as text, newlines as they are. Raises UserError, naming `what` and the byte offset (from 0),
+    where it is not UTF-8 or holds a NUL byte, which no text does."""
+    guess = _BYTE_ORDER_MARKS.get(content[:2])
+    hint = f" It looks like {guess}." if guess else ""
+    nul = content.find(b"\0")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if not 0 <= nul < error.start:
+            raise UserError(
+                f"{what} is not UTF-8 text: byte 0x{content[error.start]:02x} at byte offset {error.start} "
+                f"({error.reason}).{hint} Convert it to UTF-8, or leave it out."
+            ) from error
+        text = ""
+    if nul >= 0:
+        raise UserError(
+            f"{what} is binary, not text: NUL byte at byte offset {nul}.{hint} Give UTF-8 text, or leave it out."
+        )
+    return text
+
+
+def read_utf8(path: Path) -> str:
+    """Returns the text of `path`. Raises UserError where it cannot be read or is not UTF-8 text (with the byte
+    offset)."""
+    return decode_utf8(read_bytes(path), str(path))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` whole or not at all: a temporary name in the same folder, synced, renamed.
+
+    Raises UserError where the folder cannot be written or the disk is full; what stood at `path` before is then
+    untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

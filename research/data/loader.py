@@ -1,0 +1,167 @@
+"""Batches as pure functions of the step: windows of a token stream, shuffled anew in every epoch.
+
+Record r = step * B + row of the run is window pi_e(r mod W) of epoch e = r div W, where pi_e is a permutation computed
+by index and the W windows of an epoch start at phase_e + k * T, without overlap. The phase is drawn anew for every
+epoch, so that windows are cut at other places each time. Nothing is kept between steps: any step can be asked for, in
+any order, on any host.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from research.core.errors import UserError
+from research.data.permutation import mix, permute
+from research.data.prefetch import prefetch
+
+__all__ = ["Batch", "Batches", "EvalBatches", "prefetch"]
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Training batches of `batch_size` rows of `context` tokens. `stream` is a TokenStream or an array of ids, [n].
+
+    Calling it with a step gives `tokens` int32 [B, T], `targets` int32 [B, T] (the next tokens) and `weights` float32
+    [B, T] (ones). Raises UserError where the stream is shorter than one context and its targets.
+    """
+
+    stream: Any = field(repr=False)
+    batch_size: int
+    context: int
+    seed: int
+    part: tuple[int, int] = (0, 1)  # (index, count) of the processes that share a batch
+
+    def __post_init__(self):
+        _check(self)
+        if len(self._ids) < self.context + 1:
+            raise UserError(
+                f"the text to train on has {len(self._ids)} tokens, fewer than one context and its targets "
+                f"({self.context} + 1). Give more text, or lower the context."
+            )
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return _as_array(self.stream)
+
+    @property
+    def windows(self) -> int:
+        """Windows in an epoch: as many as fit whatever the phase, and at least one."""
+        return max(1, (len(self._ids) - self.context) // self.context)
+
+    def rows(self, process_index: int, process_count: int) -> "Batches":
+        """Returns the same batches, of which this process reads only its rows; all processes' rows in order are the
+        global batch."""
+        return replace(self, part=(process_index, process_count))
+
+    def __call__(self, step: int) -> Batch:
+        return _cut(self._ids, self.starts(step), self.context)
+
+    def starts(self, step: int) -> np.ndarray:
+        """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
+        if step < 0:
+            raise ValueError(f"step must not be negative: {step}")
+        first, count = _rows_of(self.part, self.batch_size)
+        records = np.arange(count, dtype=np.uint64) + np.uint64(step * self.batch_size + first)
+        epochs, within = np.divmod(records, np.uint64(self.windows))
+        keys = mix(epochs ^ mix(np.array([self.seed % 2**64], np.uint64)))
+        phases = mix(~keys) % np.uint64(min(self.context, len(self._ids) - self.windows * self.context))
+        return (phases + permute(within, self.windows, keys) * np.uint64(self.context)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class EvalBatches:
+    """The stream from its first token to its last, each but the first a target exactly once; what fills up the last
+    batch has weight 0.
+
+    `len()` batches of the same form as `Batches`, by index or by iteration. With `limit_batches` at most so many, of
+    windows spread evenly over the stream. Raises UserError where the stream has no target, that is, fewer than 2
+    tokens.
+    """
+
+    stream: Any = field(repr=False)
+    batch_size: int
+    context: int
+    limit_batches: int | None = None
+    part: tuple[int, int] = (0, 1)
+
+    def __post_init__(self):
+        _check(self)
+        if self.limit_batches is not None and self.limit_batches < 1:
+            raise UserError(f"at least 1 batch has to be evaluated, not {self.limit_batches}.")
+        if len(self._ids) < 2:
+            raise UserError(
+                f"the held-out text has {len(self._ids)} token(s): too few to predict one from another. Give more text."
+            )
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return _as_array(self.stream)
+
+    @property
+    def windows(self) -> int:
+        """Windows that cover the stream; the last may be shorter than the context."""
+        return -(-(len(self._ids) - 1) // self.context)
+
+    def rows(self, process_index: int, process_count: int) -> "EvalBatches":
+        """Returns the same batches, of which this process reads only its rows."""
+        return replace(self, part=(process_index, process_count))
+
+    def __len__(self) -> int:
+        return min(-(-self.windows // self.batch_size), self.limit_batches or self.windows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self(index) for index in range(len(self)))
+
+    def __call__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        first, count = _rows_of(self.part, self.batch_size)
+        number = index * self.batch_size + first + np.arange(count)
+        chosen = len(self) * self.batch_size
+        return _cut(
+            self._ids,
+            (number * self.windows // chosen if chosen < self.windows else number) * self.context,
+            self.context,
+        )
+
+
+def _check(batches: Batches | EvalBatches) -> None:
+    for name in ("batch_size", "context"):
+        if getattr(batches, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(batches, name)}.")
+    index, count = batches.part
+    if not 0 <= index < count:
+        raise ValueError(f"process {index} of {count}")
+    if batches.batch_size % count:
+        raise UserError(f"a batch of {batches.batch_size} rows cannot be split equally among {count} processes.")
+
+
+def _as_array(stream: Any) -> np.ndarray:
+    ids = np.asarray(getattr(stream, "tokens", stream))
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"a stream of tokens is a 1-D array of integers, not {ids.dtype} of shape {ids.shape}")
+    return ids
+
+
+def _rows_of(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
+    """(first row, number of rows) of a process."""
+    index, count = part
+    return index * batch_size // count, batch_size // count
+
+
+def _cut(ids: np.ndarray, starts: np.ndarray, context: int) -> Batch:
+    """Windows of `context` tokens and their successors from each start; past the stream's end zeros of weight 0."""
+    known = np.clip(len(ids) - 1 - starts, 0, context)
+    if known.min() == context:
+        rows = np.lib.stride_tricks.sliding_window_view(ids, context + 1)[starts]
+        weights = np.ones((len(starts), context), np.float32)
+    else:
+        at = starts[:, None] + np.arange(context + 1)
+        rows = np.where(at < len(ids), ids[np.minimum(at, len(ids) - 1)], 0)
+        weights = (np.arange(context) < known[:, None]).astype(np.float32)
+    return {"tokens": rows[:, :-1].astype(np.int32), "targets": rows[:, 1:].astype(np.int32), "weights": weights}

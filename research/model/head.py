@@ -1,0 +1,48 @@
+"""The head seam: from the residual stream to logits, or straight to losses without ever holding all logits."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from research.core import params as P
+from research.core import sharding
+from research.core.dtypes import at_least_float32
+from research.model.config import ModelConfig
+from research.model.layers import dot, soft_cap
+
+PAD_TO = 128  # accelerators want the vocabulary in whole tiles; the parameters are never padded
+
+
+def weights(params: P.Tree, dtype) -> tuple[jax.Array, jax.Array | None]:
+    """`(unembedding (D, V), bias (V,) or None)`; a tied model unembeds with its embedding's transpose."""
+    if "unembed" in params:
+        return params["unembed"]["kernel"].astype(dtype), params["unembed"].get("bias")
+    return params["embed"]["tokens"].astype(dtype).T, None
+
+
+def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
+    """Logits (B, T, V) in at least float32."""
+    w_DV, b_V = weights(params, x_BTD.dtype)
+    V = w_DV.shape[1]
+    pad = 0 if jax.default_backend() == "cpu" else -V % PAD_TO
+    y_BTV = dot(x_BTD, jnp.pad(w_DV, ((0, 0), (0, pad))) if pad else w_DV)
+    y_BTV = at_least_float32(y_BTV[..., :V] if pad else y_BTV)
+    y_BTV = y_BTV if b_V is None else y_BTV + b_V.astype(y_BTV.dtype)
+    return sharding.constrain(soft_cap(y_BTV, config.logit_soft_cap), "batch", "sequence", "vocab")
+
+
+def losses(params: P.Tree, x_BTD: jax.Array, targets_BT: jax.Array, config: ModelConfig, loss: Callable, tile: int | None = None):
+    """`loss(logits, targets)` at every position, (B, T).
+
+    With a `tile`, that many tokens at a time: their logits are recomputed in the backward pass, so that memory holds one tile of
+    logits instead of all (at a cost in speed; the tiles run over tokens, whose sums need no correction, not the vocabulary).
+    """
+    if tile is None or tile >= targets_BT.size:
+        return loss(logits(params, x_BTD, config), targets_BT)
+    B, T, D = x_BTD.shape
+    pad = -(B * T) % tile
+    x_UD = jnp.pad(x_BTD.reshape(B * T, D), ((0, pad), (0, 0))).reshape(-1, 1, tile, D)
+    targets_U = jnp.pad(targets_BT.reshape(-1), (0, pad)).reshape(-1, 1, tile)
+    one = jax.checkpoint(lambda xt: loss(logits(params, xt[0], config), xt[1]))
+    return jax.lax.map(one, (x_UD, targets_U)).reshape(-1)[: B * T].reshape(B, T)

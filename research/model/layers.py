@@ -1,0 +1,143 @@
+"""The small pieces: the dot seam, norms, activations, dropout and the embedding lookup with its own gradient."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from research.core import sharding
+from research.core.dtypes import at_least_float32
+from research.model.config import ModelConfig
+
+ONE_HOT_VOCABULARY = 1024  # up to here an embedding's gradient is a one-hot matrix product
+
+
+def dot(x: jax.Array, w: jax.Array, b: jax.Array | None = None, *, inputs: int = 1) -> jax.Array:
+    """`x W + b`: contracts the last `inputs` dimensions of x with the first of w. Every product with weights goes through here.
+
+    Leading dimensions (batch and time) are folded into one, so that forward and both gradients are plain matrix products, the only
+    kind that is fast on every backend. Under a `sequence` mesh axis time is sharded and stays a dimension of its own.
+    """
+    lead, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
+    fan_in = math.prod(w.shape[:inputs])
+    w_IO = w.astype(x.dtype).reshape(fan_in, math.prod(out))
+    rows = lead if sharding.axis_size("sequence") > 1 else (math.prod(lead),)
+    y = (x.reshape(*rows, fan_in) @ w_IO).reshape(*lead, *out)
+    return y if b is None else y + b.astype(y.dtype)
+
+
+def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+    """`x W + b` for several W that read the same x (queries, keys, values; a gate and what it gates).
+
+    On one device they are one product of the concatenated weights, a good deal faster than several narrow ones, forward and back; over
+    a tensor-sharded mesh each stays by itself, since their shards do not concatenate.
+    """
+    if sharding.axis_size("tensor") > 1:
+        return tuple(dot(x, w, b) for w, b in zip(ws, bs, strict=True))
+    outs = [w.shape[1:] for w in ws]
+    sizes = [math.prod(out) for out in outs]
+    joined = dot(x, jnp.concatenate([w.astype(x.dtype).reshape(w.shape[0], -1) for w in ws], axis=1))
+    parts = (y.reshape(*x.shape[:-1], *out) for y, out in zip(jax.lax.split(joined, sizes, joined.ndim - 1), outs, strict=True))
+    return tuple(y if b is None else y + b.astype(y.dtype) for y, b in zip(parts, bs, strict=True))
+
+
+def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig, axes: int = 1) -> jax.Array:
+    """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467) over the last `axes` dimensions, in at least float32."""
+    over = tuple(range(-axes, 0))
+    y = at_least_float32(x)
+    if config.norm == "layer":
+        y = y - jnp.mean(y, over, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), over, keepdims=True) + config.norm_eps)
+    scale = p["scale"].astype(y.dtype)
+    y = y * (scale if config.norm_scale == "plain" else 1 + scale)
+    if "bias" in p:
+        y = y + p["bias"].astype(y.dtype)
+    return y.astype(x.dtype)
+
+
+def activate(x: jax.Array, gate: jax.Array | None, kind: str) -> jax.Array:
+    """The feed-forward non-linearity. Gated kinds (GLU variants, arXiv 2002.05202) return `f(gate) * x`."""
+    if kind == "relu":
+        return jax.nn.relu(x)
+    if kind == "relu2":  # Primer, arXiv 2109.08668
+        return jnp.square(jax.nn.relu(x))
+    if kind == "sigmoid":
+        return jax.nn.sigmoid(x)
+    if kind == "gelu-tanh":
+        return gelu_tanh(x)
+    if kind == "gelu":  # arXiv 1606.08415
+        return jax.nn.gelu(x, approximate=False)
+    if kind == "swiglu":
+        return jax.nn.silu(gate) * x
+    return (gelu_tanh(gate) if kind == "geglu-tanh" else jax.nn.gelu(gate, approximate=False)) * x
+
+
+@jax.custom_vjp
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GPT-2's gelu, `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
+
+    The gradient is written out to keep x alone: the compiler would evaluate the tanh twice going forward, for its value and to save it.
+    """
+    return x * _gelu_gate(x)
+
+
+def _gelu_gate(x: jax.Array) -> jax.Array:
+    """`(1 + tanh(u)) / 2` as a logistic of `2 u`, one exponential."""
+    return jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+def _gelu_forward(x):
+    return gelu_tanh(x), x
+
+
+def _gelu_backward(x, g):
+    gate = _gelu_gate(x)
+    slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return (g * gate * (1 + x * (1 - gate) * slope),)
+
+
+gelu_tanh.defvjp(_gelu_forward, _gelu_backward)
+
+
+def dropout(x: jax.Array, rate: jax.Array | float | None, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout (arXiv 1207.0580). Without a rate or a key it is absent and draws nothing; the rate may be traced."""
+    if rate is None or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def lookup(table_VD: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
+    """Rows of the table, cast to `dtype`: shape `tokens.shape + (D,)`.
+
+    Its gradient is not XLA's scatter-add, which is hundreds of times slower than it should be on GPUs when tokens repeat (openxla/xla
+    issue 46225): a one-hot matrix product for small vocabularies, a sum over sorted runs for large ones, accumulated in the
+    dtype of the table.
+    """
+    return table_VD[tokens].astype(dtype)
+
+
+def _lookup_forward(table_VD, tokens, dtype):
+    return lookup(table_VD, tokens, dtype), (table_VD.shape[0], tokens, jnp.zeros((), table_VD.dtype))
+
+
+def _lookup_backward(dtype, residuals, g):
+    vocab, tokens, like = residuals
+    ids, rows = tokens.reshape(-1), g.reshape(-1, g.shape[-1]).astype(like.dtype)
+    if vocab <= ONE_HOT_VOCABULARY:
+        return jax.nn.one_hot(ids, vocab, dtype=rows.dtype).T @ rows, None
+    if jax.default_backend() == "cpu":  # a serial loop over the rows, which is what a CPU does best
+        return jnp.zeros((vocab, rows.shape[-1]), rows.dtype).at[ids].add(rows), None
+    order = jnp.argsort(ids)
+    return jax.ops.segment_sum(rows[order], ids[order], vocab, indices_are_sorted=True), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """`cap * tanh(x / cap)` (Gemma 2, arXiv 2408.00118); x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

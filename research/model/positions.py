@@ -1,0 +1,88 @@
+"""Where a token stands: rotary tables with the published scalings, sinusoids, ALiBi slopes, positions of packed documents."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.model.config import RopeConfig
+
+
+def segment_positions(segments_BT: jax.Array) -> jax.Array:
+    """Positions (B, T) that restart at 0 wherever the segment id changes."""
+    t = jnp.arange(segments_BT.shape[1])
+    starts = jnp.concatenate([jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
+    return t - jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
+
+
+def rope_frequencies(config: RopeConfig, rotated: int) -> tuple[np.ndarray, float]:
+    """`(angles per position of each rotated pair, factor on cos and sin)`: shapes (rotated / 2,) and a scalar."""
+    exponent = np.arange(0, rotated, 2) / rotated
+    if config.scaling == "ntk":
+        return 1 / (config.base * config.factor ** (rotated / max(rotated - 2, 1))) ** exponent, 1.0
+    plain = 1 / config.base**exponent
+    if config.scaling == "linear":
+        return plain / config.factor, 1.0
+    if config.scaling == "llama3":
+        return _llama3(plain, config), 1.0
+    if config.scaling == "yarn":
+        return _yarn(plain, config, rotated), 0.1 * math.log(config.factor) + 1.0
+    return plain, 1.0
+
+
+def _llama3(plain: np.ndarray, config: RopeConfig) -> np.ndarray:
+    """Llama 3.1: long wavelengths are divided by the factor, short ones stay, the band between is interpolated."""
+    turns = config.original_context * plain / (2 * math.pi)
+    low, high = config.low_frequency_factor, config.high_frequency_factor
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return plain * (smooth + (1 - smooth) / config.factor)
+
+
+def _yarn(plain: np.ndarray, config: RopeConfig, rotated: int) -> np.ndarray:
+    """YaRN's ramp over dimensions between `beta_fast` and `beta_slow` turns within the original context (section 3.2)."""
+
+    def dimension(turns: float) -> float:
+        return rotated * math.log(config.original_context / (turns * 2 * math.pi)) / (2 * math.log(config.base))
+
+    low = max(math.floor(dimension(config.beta_fast)), 0)
+    high = min(math.ceil(dimension(config.beta_slow)), rotated - 1)
+    ramp = np.clip((np.arange(rotated // 2) - low) / max(high - low, 0.001), 0, 1)
+    return plain * ((1 - ramp) + ramp / config.factor)
+
+
+def rope_table(config: RopeConfig, head_size: int, positions: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """`(cos, sin)`, each `positions.shape + (1, rotated / 2)`, ready to broadcast over heads."""
+    frequencies, factor = rope_frequencies(config, int(head_size * config.fraction))
+    wide = jnp.promote_types(dtype, jnp.float32)
+    angles = positions[..., None, None].astype(wide) * jnp.asarray(frequencies, wide)
+    return (jnp.cos(angles) * factor).astype(dtype), (jnp.sin(angles) * factor).astype(dtype)
+
+
+def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array], layout: str) -> jax.Array:
+    """The first `rotated` elements of every head turned by their position's angle; the others pass."""
+    cos, sin = table
+    half = cos.shape[-1]
+    turned, rest = x_BTNH[..., : 2 * half], x_BTNH[..., 2 * half :]
+    a, b = (turned[..., ::2], turned[..., 1::2]) if layout == "interleaved" else (turned[..., :half], turned[..., half:])
+    parts = a * cos - b * sin, b * cos + a * sin
+    if layout == "interleaved":
+        turned = jnp.stack(parts, axis=-1).reshape(turned.shape)
+        return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+    return jnp.concatenate([*parts, rest] if rest.shape[-1] else parts, axis=-1)
+
+
+def sinusoids(positions: jax.Array, width: int, dtype) -> jax.Array:
+    """Sines then cosines of geometric wavelengths ("Attention Is All You Need", section 3.5): `positions.shape + (width,)`."""
+    half = (width + 1) // 2
+    frequencies = 10000.0 ** (-jnp.arange(half) * 2 / width)
+    angles = positions[..., None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width].astype(dtype)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """One slope a head (arXiv 2108.12409): a geometric series for powers of two, the paper's interleaving otherwise."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
+    extra = 2.0 ** (-4 / power * np.arange(1, 2 * (heads - power) + 1, 2))
+    return np.concatenate([slopes, extra])

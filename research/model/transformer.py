@@ -1,0 +1,197 @@
+"""The one transformer: specs, and the pure functions that apply them.
+
+    specs(config)                             -> tree of Param
+    forward(params, tokens_BT, config)        -> logits_BTV
+    apply(params, inputs, config, ...)        -> Output(outputs, aux, cache, taps)
+    hidden(params, inputs, config, ...)       -> the same, before the head
+
+Layers are segments of a repeating pattern. Each slot of the pattern is stacked over its repeats and the repeats are scanned.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from research.core import dtypes, rng, sharding
+from research.core import params as P
+from research.core.hypers import Hypers
+from research.model import block, head, positions
+from research.model.cache import Cache
+from research.model.config import ModelConfig, Slot
+from research.model.layers import dropout, lookup, norm
+
+TAPS = ("block_input", "attention_pattern", "mlp_output")
+EMBED_INIT = 0.02
+
+
+@struct.dataclass
+class Output:
+    """`outputs`: logits (B, T, V), or hidden states (B, T, D). `aux`: extra scalars. `taps`: name -> (L, ...) in order of layers."""
+
+    outputs: jax.Array
+    aux: dict[str, jax.Array]
+    cache: Cache | None
+    taps: dict[str, jax.Array]
+
+
+def specs(config: ModelConfig) -> P.Tree:
+    """Every parameter's shape, logical axes and initialiser."""
+    D, V = config.width, config.V
+    tree: dict[str, Any] = {"embed": {"tokens": P.Param((V, D), ("vocab", "embed"), P.normal(EMBED_INIT))}}
+    if config.positions == "learned":
+        tree["embed"]["positions"] = P.Param((config.context, D), ("positions", "embed"), P.normal(EMBED_INIT))
+    tree["decoder"] = {
+        str(s): {str(i): P.tree_map(lambda p, n=n: p.stack(n), block.specs(config, slot)) for i, slot in enumerate(slots)}
+        for s, (slots, n) in enumerate(config.segments)
+    }
+    if config.norm_placement != "post":
+        tree["final_norm"] = block.norm_specs(config, (D,), ("embed",))
+    if not config.tied:
+        init = P.ZEROS if config.init == "fan-in-zero" else P.normal(EMBED_INIT)
+        tree["unembed"] = {"kernel": P.Param((D, V), ("embed", "vocab"), init, inputs=1)}
+        if "unembed" in config.bias:
+            tree["unembed"]["bias"] = P.Param((V,), ("vocab",), P.ZEROS)
+    return tree
+
+
+def forward(params: P.Tree, tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
+    """Next-token logits (B, T, V), at least float32, without dropout."""
+    return apply(params, tokens_BT, config).outputs
+
+
+def apply(params: P.Tree, inputs, config: ModelConfig, **options) -> Output:
+    """`hidden`, then the head: outputs are logits (B, T, V). Options as for `hidden`."""
+    out = hidden(params, inputs, config, **options)
+    return out.replace(outputs=head.logits(params, out.outputs, config))
+
+
+def hidden(
+    params: P.Tree,
+    inputs: jax.Array | Mapping[str, jax.Array],
+    config: ModelConfig,
+    *,
+    key: jax.Array | None = None,
+    hypers: Hypers | None = None,
+    cache: Cache | None = None,
+    taps: tuple[str, ...] = (),
+) -> Output:
+    """The final residual stream (B, T, D).
+
+    `inputs` are tokens (B, T), or a mapping of `tokens` and, where wanted, `segments` (B, T) of packed documents (no attention across,
+    positions restart), `positions` (B, T), and with a cache `lengths` (B,): how many of the tokens are real, from the left. With a
+    `key` the config's dropout is applied, at `hypers.dropout` if given. `taps` out of `TAPS` are returned; others cost nothing.
+    Raises ValueError for an unknown tap or segments together with a cache.
+    """
+    inputs = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
+    if set(taps) - set(TAPS):
+        raise ValueError(f"unknown taps {sorted(set(taps) - set(TAPS))}; there are {', '.join(TAPS)}")
+    dtype = dtypes.compute_dtype(config.dtype, params["embed"]["tokens"].dtype)
+    context = _context(inputs, config, dtype, hypers if key is not None else None, cache, taps, key is not None)
+    x_BTD = _embed(params["embed"], inputs["tokens"], config, dtype, context, key)
+    if cache is not None:
+        x_BTD, cache, record = _decode(params["decoder"], x_BTD, config, context, cache)
+        cache = cache.replace(lengths_B=cache.lengths_B + jnp.sum(context.written_BT >= 0, axis=1))
+    else:
+        x_BTD, record = _decoder(params["decoder"], x_BTD, config, context, key)
+    if "final_norm" in params:
+        x_BTD = norm(x_BTD, params["final_norm"], config)
+    return Output(outputs=x_BTD, aux={}, cache=cache, taps=record)
+
+
+def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: bool) -> block.Context:
+    """Positions, segments, rotary tables and the dropout rate: computed once, used by every block."""
+    tokens_BT, segments_BT = inputs["tokens"], inputs.get("segments")
+    T = tokens_BT.shape[1]
+    positions_BT, written_BT = inputs.get("positions"), None
+    if cache is not None:
+        if segments_BT is not None:
+            raise ValueError("a cache holds one document a row; give no segments with it")
+        step_T = jnp.arange(T)[None]
+        positions_BT = cache.lengths_B[:, None] + step_T
+        lengths_B = inputs.get("lengths")
+        written_BT = positions_BT if lengths_B is None else jnp.where(step_T < lengths_B[:, None], positions_BT, -1)
+    elif positions_BT is None and segments_BT is not None:
+        positions_BT = positions.segment_positions(segments_BT)
+    rope = None
+    if config.positions == "rotary":
+        where = jnp.arange(T)[None] if positions_BT is None else positions_BT
+        rope = positions.rope_table(config.rope, config.H, where, dtype)
+    rate = None
+    if training and config.dropout is not None:
+        rate = config.dropout if hypers is None else hypers.dropout
+    return block.Context(positions_BT, segments_BT, written_BT, rope, rate, tuple(taps))
+
+
+def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key) -> jax.Array:
+    x_BTD = lookup(p["tokens"], tokens_BT, dtype)
+    if config.embedding_scale == "sqrt-width":
+        x_BTD = x_BTD * jnp.asarray(config.width**0.5, dtype)
+    T = tokens_BT.shape[1]
+    if config.positions == "learned":
+        plain = context.positions_BT is None
+        x_BTD = x_BTD + (p["positions"][:T].astype(dtype) if plain else lookup(p["positions"], context.positions_BT, dtype))
+    elif config.positions == "sinusoidal":
+        where = jnp.arange(T)[None] if context.positions_BT is None else context.positions_BT
+        x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)
+    x_BTD = sharding.constrain(x_BTD, "batch", "sequence", "residual")
+    return dropout(x_BTD, context.dropout, None if key is None else rng.fold(key, "embed"))
+
+
+def _remat(function, name: str):
+    """`function` with its backward pass recomputing what the named policy does not save."""
+    policies = jax.checkpoint_policies
+    if name == "none":
+        return function
+    policy = {
+        "full": None,
+        "matmuls": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names("attention_output"),
+    }[name]
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def _layer_specs(config: ModelConfig, slots: tuple[Slot, ...]) -> P.Tree:
+    return {str(i): block.specs(config, slot) for i, slot in enumerate(slots)}
+
+
+def _decoder(p, x_BTD, config: ModelConfig, context: block.Context, key):
+    """All segments in turn. Returns the stream and the taps, stacked in order of layers."""
+    first, records = 0, []
+    for s, (slots, repeats) in enumerate(config.segments):
+        declared = _layer_specs(config, slots)
+
+        def repeat(x_BTD, inputs, slots=slots, declared=declared):
+            layer_params, index = inputs
+            layer_params = sharding.gather(layer_params, declared, x_BTD.dtype)
+            taps = []
+            for i, slot in enumerate(slots):
+                layer_key = None if key is None else rng.fold(key, "layer", index + i)
+                x_BTD, _, seen = block.apply(layer_params[str(i)], x_BTD, config, slot, context, layer_key)
+                taps.append(seen)
+            return x_BTD, {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
+
+        indices = first + len(slots) * jnp.arange(repeats)
+        unroll = min(config.unroll, repeats)
+        x_BTD, seen = jax.lax.scan(_remat(repeat, config.remat), x_BTD, (p[str(s)], indices), unroll=unroll)
+        records.append({name: tap.reshape(-1, *tap.shape[2:]) for name, tap in seen.items()})
+        first += len(slots) * repeats
+    return x_BTD, {name: jnp.concatenate([r[name] for r in records]) for name in records[0]}
+
+
+def _decode(p, x_BTD, config: ModelConfig, context: block.Context, cache: Cache):
+    """The layers one by one, each with a cache of its own: no loop carries them all."""
+    layers, taps, done = [], [], 0
+    for s, (slots, repeats) in enumerate(config.segments):
+        for r in range(repeats):
+            for i, slot in enumerate(slots):
+                layer_params = jax.tree.map(lambda leaf, r=r: leaf[r], p[str(s)][str(i)])
+                layer_params = sharding.gather(layer_params, block.specs(config, slot), x_BTD.dtype)
+                x_BTD, layer, seen = block.apply(layer_params, x_BTD, config, slot, context, layer=cache.layers[done])
+                layers.append(layer)
+                taps.append(seen)
+                done += 1
+    stacked = {} if not context.taps else {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
+    return x_BTD, cache.replace(layers=tuple(layers)), stacked

@@ -1,0 +1,70 @@
+"""Next-token language modelling: the loss that the step differentiates and the metrics that evaluation adds up."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.core.hypers import Hypers
+from research.model import head, transformer
+from research.model.config import ModelConfig, require
+from research.tasks import losses
+
+Loss = Callable[..., tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LMConfig:
+    """What the loss adds to cross-entropy. None: absent from the program; a number is the default of the traced value."""
+
+    label_smoothing: float | None = None
+    z_loss: float | None = None
+    head_tile: int | None = None  # tokens whose logits are held at a time; None: all
+
+    def __post_init__(self):
+        smoothing, z_loss, tile = self.label_smoothing, self.z_loss, self.head_tile
+        require(smoothing is None or 0 <= smoothing < 1, "task.label_smoothing", smoothing, "a number in [0, 1)")
+        require(z_loss is None or z_loss >= 0, "task.z_loss", z_loss, "a number of at least 0")
+        require(tile is None or tile >= 1, "task.head_tile", tile, "a number of tokens, at least 1")
+
+
+def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
+    """`loss(params, batch, key, hypers) -> (sum, weight, metrics)` over a batch of `tokens`, `targets` and `weights`, each (B, T).
+
+    `sum / weight` is what training minimises, in nats per token. `metrics` are further sums over the same weight: none here. A key
+    turns dropout on.
+    """
+
+    def loss(params: Any, batch: dict[str, jax.Array], key: jax.Array | None = None, hypers: Hypers | None = None):
+        x_BTD = transformer.hidden(params, batch, model, key=key, hypers=hypers).outputs
+        weights_BT = batch["weights"]
+
+        def penalised(logits_BTV, targets_BT):
+            smoothing = task.label_smoothing if hypers is None or task.label_smoothing is None else hypers.label_smoothing
+            z_loss = task.z_loss if hypers is None or task.z_loss is None else hypers.z_loss
+            return losses.softmax_cross_entropy(logits_BTV, targets_BT, label_smoothing=smoothing, z_loss=z_loss)
+
+        losses_BT = head.losses(params, x_BTD, batch["targets"], model, penalised, task.head_tile)
+        total, weight = losses.weighted_sum(losses_BT, weights_BT)
+        return total, weight, {}
+
+    return loss
+
+
+def make_evaluation(model: ModelConfig) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """`evaluate(params, batch) -> {"nll", "weight"}`: sums to be added over batches; no dropout, no smoothing, no z-loss."""
+    plain = make_loss(model)
+
+    def evaluate(params, batch):
+        total, weight, _ = plain(params, batch)
+        return {"nll": total, "weight": weight}
+
+    return evaluate
+
+
+def bits_per_byte(nats_per_token: float, tokens: int, n_bytes: int) -> float:
+    """Held-out loss in bits per byte of text: independent of the tokeniser, comparable with compressors."""
+    return nats_per_token * tokens / n_bytes / math.log(2)

@@ -1,0 +1,132 @@
+"""What a run is, as one frozen record: the experiment's config, its identity, and how it was asked to run."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+from research.core import config as C
+from research.core import hypers as H
+from research.core.errors import UserError
+from research.model.config import ModelConfig, require
+from research.tasks.lm import LMConfig
+from research.train.optim import OptimizerConfig
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. Lengths in optimiser steps, rows or tokens; None turns a thing off unless its comment says otherwise."""
+
+    data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, tfds:NAME, or a path
+    text_field: str = "text"  # jsonl and tfds: the field that holds the text
+    tokenizer: str = "byte"  # byte, char, bpe:SIZE, or a tokenizer.json
+    model: ModelConfig = ModelConfig()
+    task: LMConfig = LMConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: int = 1000
+    batch_size: int = 16  # rows of model.context tokens in one optimiser step
+    micro_batches: int = 1  # passes that one batch is split into
+    seed: int = 0  # initial weights, dropout and order of the data
+    init_scale: float = 1.0
+    mesh: str = "auto"  # auto: every device under fsdp; or data=2,fsdp=4
+    eval_every: int = 100
+    eval_batches: int | None = None  # None: the whole held-out part
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int | None = None  # besides the last and the best, every n-th step
+    log_every: int = 10
+    sample_every: int | None = None  # None: as eval_every
+    sample_prompt: str = "\n"
+    sample_tokens: int = 100
+    max_tokens: int | None = None
+    max_seconds: float | None = None  # wall clock of training, evaluations included, over all resumptions
+    target_loss: float | None = None  # held-out loss in nats per token
+    patience: int | None = None  # evaluations in a row without improvement
+    max_skipped: int = 10  # non-finite steps in a row
+    prefetch: int = 2
+    run_dir: str | None = None  # None: runs/NAME
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "micro_batches", "eval_every", "checkpoint_every", "keep_last", "log_every",
+                     "sample_tokens", "max_skipped", "prefetch"):  # fmt: skip
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("eval_batches", "keep_every", "sample_every", "max_tokens", "max_seconds", "patience"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a number above 0")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number in [0, 2^32)")
+        require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, f"a divisor of batch size {self.batch_size}")
+
+    @property
+    def horizon(self) -> int:
+        """The step at which the schedule ends: its own, or the run's last."""
+        return self.steps if self.optimizer.schedule.horizon is None else self.optimizer.schedule.horizon
+
+
+# What may differ between a run and its resumption. Everything else is its identity and must agree.
+FREE = {
+    "mesh", "steps", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every",
+    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "run_dir",
+    "model.attention", "model.unroll", "model.remat", "task.head_tile",
+}  # fmt: skip
+
+
+def identity(config: Config, **fingerprints: str) -> dict[str, Any]:
+    """The fields that must agree to resume, by dotted name, with the fingerprints of data and tokeniser.
+
+    `data` itself is not among them: what the text is counts, not where it lies. The schedule's horizon is, since it shapes every
+    rate, so a cosine run goes on beyond its `steps` only by naming its horizon from the start.
+    """
+    fields = {name: value for name, value in C.flat(C.to_dict(config)).items() if name not in FREE | {"data", "tokenizer"}}
+    return {**fields, "optimizer.schedule.horizon": config.horizon if config.optimizer.schedule.kind != "constant" else None, **fingerprints}
+
+
+def hypers(config: Config) -> H.Hypers:
+    """The config's traced numbers. What the config turns off has a value that does nothing."""
+    opt, schedule = config.optimizer, config.optimizer.schedule
+    return H.make(
+        learning_rate=opt.learning_rate, warmup_steps=schedule.warmup_steps, horizon=config.horizon, floor=schedule.floor,
+        cooldown=schedule.cooldown, weight_decay=opt.weight_decay, momentum=opt.momentum, beta1=opt.beta1, beta2=opt.beta2, eps=opt.eps,
+        adam_ratio=opt.adam_ratio, clip_norm=float("inf") if opt.clip_norm is None else opt.clip_norm, ema_decay=opt.ema_decay or 0.0,
+        dropout=config.model.dropout or 0.0, label_smoothing=config.task.label_smoothing or 0.0, z_loss=config.task.z_loss or 0.0,
+        init_scale=config.init_scale, seed=config.seed,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A named config. `after(result) -> dict` may report on the finished run; what it returns joins the run's JSON."""
+
+    name: str
+    config: Config
+    description: str = ""
+    after: Callable[[Any], dict[str, Any]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line of an experiment: the config's fields by their own names, and how to run."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    resume: bool = True  # go on with a run directory that exists; --no-resume: refuse
+    fresh: bool = False  # delete the run directory first
+    profile: str | None = None  # A:B writes a trace of those steps into the run directory
+    print_config: bool = False  # print the config as JSON and stop
+    json: bool = False  # the last line of standard output is one JSON object
+    debug: bool = False  # tracebacks instead of one-line errors
+
+    flattened = ("config",)
+
+    def __post_init__(self):
+        self.profiled()
+
+    def profiled(self) -> tuple[int, int] | None:
+        """The steps `[A, B)` to trace. Raises UserError for anything but `A:B` with A < B."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise UserError(f"--profile is {self.profile!r}; expected FIRST:LAST, as in 10:15")
+        return int(first), int(last)
