@@ -62,7 +62,7 @@ def set_values(config: Any, values: dict[str, Any], source: str) -> Any:
     for name, value in flat(values).items():
         if name not in kinds:
             raise UserError(f"{source}: there is no field {name!r}; did you mean {_nearest(name, list(kinds))!r}?")
-        converted[name] = _convert(value, kinds[name], f"{source}: {name}")
+        converted[name] = convert(value, kinds[name], f"{source}: {name}")
     return _rebuild(config, converted)
 
 
@@ -90,17 +90,17 @@ def type_name(hint: Any) -> str:
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """A JSON value as the annotated type; exact, so `1.5` is no int and `"1"` no number."""
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A JSON value as the annotated type; exact, so `1.5` is no int and `"1"` no number. Raises UserError, naming `where`."""
     args, origin = typing.get_args(hint), typing.get_origin(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(item, args[0], where) for item in value)
+        return tuple(convert(item, args[0], where) for item in value)
     if origin is typing.Literal:
         ok = value in args
     elif type(None) in args:
         if value is None:
             return None
-        return _convert(value, next(a for a in args if a is not type(None)), where)
+        return convert(value, next(a for a in args if a is not type(None)), where)
     elif hint is float:
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
     elif hint is int:

@@ -86,16 +86,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedSharding]:
-    """Rows over the data axes, everything else whole."""
-    return {name: NamedSharding(mesh, spec(("batch", *[None] * (x.ndim - 1)), x.shape, mesh)) for name, x in batch.items()}
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are spread."""
+    return math.prod(dict(mesh.shape).get(axis, 1) for axis in RULES["batch"])
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError when the rows cannot be split evenly over the devices."""
-    shards = math.prod(dict(mesh.shape).get(a, 1) for a in RULES["batch"])
+    """Raises UserError when the rows of one pass cannot be split evenly over the devices."""
+    shards = batch_shards(mesh)
     if batch_size % shards:
-        raise UserError(f"batch size {batch_size} cannot be split over {shards} devices; use a multiple of {shards}, or another --mesh")
+        raise UserError(f"{batch_size} rows in one pass (batch size / micro-batches) cannot be split over {shards} devices; use a multiple of {shards}, or another --mesh")
+
+
+def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Each process's own rows as global arrays: rows over the data axes, everything else whole."""
+
+    def one(x: np.ndarray) -> jax.Array:
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        where = NamedSharding(mesh, spec(("batch", *[None] * (x.ndim - 1)), shape, mesh))
+        return jax.make_array_from_process_local_data(where, x, shape)
+
+    return {name: one(x) for name, x in batch.items()}
 
 
 @contextlib.contextmanager
@@ -113,16 +124,6 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
 
 
-def put(tree: Any, shardings: Any) -> Any:
-    """Host arrays that hold the global value on every process, as device arrays with these shardings."""
-
-    def one(x, sharding):
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(one, tree, shardings)
-
-
 def axis_size(axis: str) -> int:
     """How many devices the mesh in use has along an axis: 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -133,15 +134,17 @@ def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
     """One layer's parameters as its computation uses them: cast to the compute dtype and gathered over `fsdp`.
 
     The cast comes before the gather, so half the bytes travel, and the gradient is held to the parameter's own shard, so it is
-    reduced by scattering; a plain constraint to gathered weights would all-reduce every gradient whole.
+    reduced by scattering; a plain constraint to gathered weights would all-reduce every gradient whole. Norm scales and biases keep
+    their own precision: they are small, and norms compute in at least float32.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return jax.tree.map(lambda w: w.astype(dtype), tree)
     whole = {name: tuple(a for a in axes if a != "fsdp") for name, axes in RULES.items()}
 
     def one(w, p):
-        return _gather(w, spec(p.axes, p.shape, mesh), spec(p.axes, p.shape, mesh, whole), dtype)
+        used = w.dtype if p.kind == "vector" else dtype
+        if mesh.empty or mesh.size == 1:
+            return w.astype(used)
+        return _gather(w, spec(p.axes, p.shape, mesh), spec(p.axes, p.shape, mesh, whole), used)
 
     return jax.tree.map(one, tree, specs)
 

@@ -54,7 +54,7 @@ def build(spec: str, source: Source, *, cache_dir: str | Path | None = None) -> 
                 f"the tokeniser {spec!r} is not bpe:N with N from {bpe.SMALLEST} to {bpe.LARGEST}, such as bpe:4096."
             )
         return _cached(source, f"bpe:{int(size)}", cache_dir, lambda: bpe.train(source, int(size)))
-    if not Path(spec).expanduser().exists():
+    if not spec or not Path(spec).expanduser().exists():
         raise UserError(f"unknown tokeniser {spec!r}: there is no such file and no such form. Known forms: {FORMS}")
     return load(spec)
 

@@ -70,7 +70,7 @@ def probabilities(q_BTNH, k_BSKH, mask: Mask, *, scale: float, cap: float | None
     if bias is not None:
         q, k = mask.positions(T, S)
         distance = jnp.asarray(q - k, logits_BNTS.dtype)[:, None]
-        logits_BNTS = logits_BNTS - jnp.asarray(bias.slopes_N, logits_BNTS.dtype)[:, None, None] * distance
+        logits_BNTS = logits_BNTS - jnp.asarray(bias.slopes_N, logits_BNTS.dtype)[None, :, None, None] * distance
     logits_BNTS = jnp.where(mask.allowed(T, S)[:, None], logits_BNTS, jnp.finfo(logits_BNTS.dtype).min)
     return jax.nn.softmax(logits_BNTS, axis=-1)
 

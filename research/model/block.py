@@ -40,6 +40,8 @@ def norm_names(config: ModelConfig) -> tuple[str, ...]:
     """Which norms a block holds: those before its branches, those after, or both."""
     before = ("attention_norm",) if config.residual == "parallel-shared" else ("attention_norm", "mlp_norm")
     after = ("attention_post_norm", "mlp_post_norm")
+    if config.norm_placement == "post" and config.residual != "serial":
+        after = ("mlp_post_norm",)  # both branches join the stream at once, so there is one place after them
     return {"pre": before, "post": after, "branch-output": after, "sandwich": before + after}[config.norm_placement]
 
 
@@ -98,7 +100,7 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
     taps = {"block_input": x_BTD} if "block_input" in context.taps else {}
 
     def attend(x_BTD):
-        return _attend(p["attention"], x_BTD, config, slot, context, None if key is None else rng.fold(key, "attention"), layer, taps)
+        return _attend(p["attention"], x_BTD, config, slot, context, None if key is None else rng.fold(key, "attention_pattern"), layer, taps)
 
     def feed(x_BTD):
         y_BTD = _feed_forward(p["mlp"], x_BTD, config)

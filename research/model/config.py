@@ -1,8 +1,9 @@
 """What a transformer is: every choice an enumerated field, named as the papers name it and checked where it enters."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, get_origin, get_type_hints
 
+from research.core.config import convert
 from research.core.dtypes import DTypeName
 from research.core.errors import UserError
 
@@ -16,15 +17,13 @@ GATED = ("swiglu", "geglu", "geglu-tanh")
 
 
 def check_choices(config, where: str) -> None:
-    """Raises UserError when a field annotated with a Literal, or a tuple of one, holds anything else."""
-    for field in dataclasses.fields(config):
-        value, args = getattr(config, field.name), get_args(field.type)
-        choices = get_args(args[0]) if isinstance(value, tuple) and args else args
-        if not choices or not all(isinstance(c, str) for c in choices):
-            continue
-        for item in value if isinstance(value, tuple) else (value,):
-            if item not in choices:
-                raise UserError(f"{where}.{field.name} is {item!r}; expected one of {', '.join(choices)}")
+    """Raises UserError when a field holds anything but what its annotation allows: an unknown choice, 1.5 for an int, a list for a tuple."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is tuple:
+            require(isinstance(value, tuple), f"{where}.{name}", value, "a tuple")
+        if not dataclasses.is_dataclass(hint):
+            convert(value, hint, f"{where}.{name}")
 
 
 def require(ok: bool, where: str, value, expected: str) -> None:
@@ -58,6 +57,11 @@ class RopeConfig:
         require(self.base > 1, "model.rope.base", self.base, "a number above 1")
         require(0 < self.fraction <= 1, "model.rope.fraction", self.fraction, "a fraction in (0, 1]")
         require(self.factor >= 1, "model.rope.factor", self.factor, "at least 1")
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        require(0 < low < high, "model.rope.high_frequency_factor", high, f"a number above low_frequency_factor {low}")
+        slow, fast = self.beta_slow, self.beta_fast
+        require(0 < slow < fast, "model.rope.beta_fast", fast, f"a number above beta_slow {slow}")
+        require(self.original_context >= 1, "model.rope.original_context", self.original_context, "a number of tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,7 @@ class ModelConfig:
     init: Literal["gpt2", "fan-in", "fan-in-zero"] = "gpt2"  # zero: projections into the residual stream start at 0
     dtype: DTypeName = "auto"
     attention: Literal["auto", "plain", "blocked", "cudnn"] = "auto"
-    unroll: int = 1  # how many layers of a segment each turn of the scan holds; at least `layers` leaves no loop
+    unroll: int = 1  # how many repeats of the pattern each turn of the scan holds; at least `layers` leaves no loop
     remat: Literal["none", "full", "matmuls", "attention"] = "none"  # what the backward pass recomputes: nothing, all, ...
 
     def __post_init__(self):
@@ -111,6 +115,7 @@ class ModelConfig:
         for name in ("vocab_size", "kv_heads", "head_size", "mlp_width", "attention_soft_cap", "logit_soft_cap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name}", value, "a number above 0")
+        require(self.norm_eps >= 0, "model.norm_eps", self.norm_eps, "a number of at least 0")
         require(bool(self.patterns), "model.patterns", self.patterns, "at least one of full, sliding, strided")
         if self.head_size is None:
             require(self.width % self.heads == 0, "model.heads", self.heads, f"a divisor of width {self.width}, or set head_size")

@@ -9,16 +9,16 @@ from research.core import params as P
 from research.core import sharding
 from research.core.dtypes import at_least_float32
 from research.model.config import ModelConfig
-from research.model.layers import dot, soft_cap
+from research.model.layers import beside, dot, soft_cap
 
 PAD_TO = 128  # accelerators want the vocabulary in whole tiles; the parameters are never padded
 
 
 def weights(params: P.Tree, dtype) -> tuple[jax.Array, jax.Array | None]:
     """`(unembedding (D, V), bias (V,) or None)`; a tied model unembeds with its embedding's transpose."""
-    if "unembed" in params:
-        return params["unembed"]["kernel"].astype(dtype), params["unembed"].get("bias")
-    return params["embed"]["tokens"].astype(dtype).T, None
+    unembed = params.get("unembed", {})
+    w_DV = unembed["kernel"] if "kernel" in unembed else params["embed"]["tokens"].T
+    return w_DV.astype(dtype), unembed.get("bias")
 
 
 def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
@@ -28,7 +28,7 @@ def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     pad = 0 if jax.default_backend() == "cpu" else -V % PAD_TO
     y_BTV = dot(x_BTD, jnp.pad(w_DV, ((0, 0), (0, pad))) if pad else w_DV)
     y_BTV = at_least_float32(y_BTV[..., :V] if pad else y_BTV)
-    y_BTV = y_BTV if b_V is None else y_BTV + b_V.astype(y_BTV.dtype)
+    y_BTV = y_BTV if b_V is None else y_BTV + beside(b_V, y_BTV)
     return sharding.constrain(soft_cap(y_BTV, config.logit_soft_cap), "batch", "sequence", "vocab")
 
 

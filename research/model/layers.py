@@ -14,6 +14,11 @@ from research.model.config import ModelConfig
 ONE_HOT_VOCABULARY = 1024  # up to here an embedding's gradient is a one-hot matrix product
 
 
+def beside(p: jax.Array, x: jax.Array) -> jax.Array:
+    """`p` in the dtype of x, with leading axes of size 1 up to x's rank: a parameter of the last axes beside an activation of all."""
+    return jax.lax.expand_dims(p.astype(x.dtype), range(x.ndim - p.ndim))
+
+
 def dot(x: jax.Array, w: jax.Array, b: jax.Array | None = None, *, inputs: int = 1) -> jax.Array:
     """`x W + b`: contracts the last `inputs` dimensions of x with the first of w. Every product with weights goes through here.
 
@@ -25,7 +30,7 @@ def dot(x: jax.Array, w: jax.Array, b: jax.Array | None = None, *, inputs: int =
     w_IO = w.astype(x.dtype).reshape(fan_in, math.prod(out))
     rows = lead if sharding.axis_size("sequence") > 1 else (math.prod(lead),)
     y = (x.reshape(*rows, fan_in) @ w_IO).reshape(*lead, *out)
-    return y if b is None else y + b.astype(y.dtype)
+    return y if b is None else y + beside(b, y)
 
 
 def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
@@ -40,7 +45,7 @@ def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) 
     sizes = [math.prod(out) for out in outs]
     joined = dot(x, jnp.concatenate([w.astype(x.dtype).reshape(w.shape[0], -1) for w in ws], axis=1))
     parts = (y.reshape(*x.shape[:-1], *out) for y, out in zip(jax.lax.split(joined, sizes, joined.ndim - 1), outs, strict=True))
-    return tuple(y if b is None else y + b.astype(y.dtype) for y, b in zip(parts, bs, strict=True))
+    return tuple(y if b is None else y + beside(b, y) for y, b in zip(parts, bs, strict=True))
 
 
 def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig, axes: int = 1) -> jax.Array:
@@ -50,10 +55,10 @@ def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig, axes: int =
     if config.norm == "layer":
         y = y - jnp.mean(y, over, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), over, keepdims=True) + config.norm_eps)
-    scale = p["scale"].astype(y.dtype)
+    scale = beside(p["scale"], y)
     y = y * (scale if config.norm_scale == "plain" else 1 + scale)
     if "bias" in p:
-        y = y + p["bias"].astype(y.dtype)
+        y = y + beside(p["bias"], y)
     return y.astype(x.dtype)
 
 
@@ -65,40 +70,11 @@ def activate(x: jax.Array, gate: jax.Array | None, kind: str) -> jax.Array:
         return jnp.square(jax.nn.relu(x))
     if kind == "sigmoid":
         return jax.nn.sigmoid(x)
-    if kind == "gelu-tanh":
-        return gelu_tanh(x)
-    if kind == "gelu":  # arXiv 1606.08415
-        return jax.nn.gelu(x, approximate=False)
+    if kind in ("gelu", "gelu-tanh"):  # arXiv 1606.08415; tanh is GPT-2's approximation
+        return jax.nn.gelu(x, approximate=kind == "gelu-tanh")
     if kind == "swiglu":
         return jax.nn.silu(gate) * x
-    return (gelu_tanh(gate) if kind == "geglu-tanh" else jax.nn.gelu(gate, approximate=False)) * x
-
-
-@jax.custom_vjp
-def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GPT-2's gelu, `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
-
-    The gradient is written out to keep x alone: the compiler would evaluate the tanh twice going forward, for its value and to save it.
-    """
-    return x * _gelu_gate(x)
-
-
-def _gelu_gate(x: jax.Array) -> jax.Array:
-    """`(1 + tanh(u)) / 2` as a logistic of `2 u`, one exponential."""
-    return jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
-
-
-def _gelu_forward(x):
-    return gelu_tanh(x), x
-
-
-def _gelu_backward(x, g):
-    gate = _gelu_gate(x)
-    slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return (g * gate * (1 + x * (1 - gate) * slope),)
-
-
-gelu_tanh.defvjp(_gelu_forward, _gelu_backward)
+    return jax.nn.gelu(gate, approximate=kind == "geglu-tanh") * x
 
 
 def dropout(x: jax.Array, rate: jax.Array | float | None, key: jax.Array | None) -> jax.Array:

@@ -9,11 +9,14 @@ import numpy as np
 from research.model.config import RopeConfig
 
 
-def segment_positions(segments_BT: jax.Array) -> jax.Array:
-    """Positions (B, T) that restart at 0 wherever the segment id changes."""
-    t = jnp.arange(segments_BT.shape[1])
+def documents(segments_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`(documents, positions)`, each (B, T): runs of one segment id, numbered from the left, and positions that restart with each.
+
+    An id that comes back later in its row is another document, so that no token sees one to its right.
+    """
+    t = jnp.arange(segments_BT.shape[1])[None]
     starts = jnp.concatenate([jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
-    return t - jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
+    return jnp.cumsum(starts, axis=1, dtype=jnp.int32), t - jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
 
 
 def rope_frequencies(config: RopeConfig, rotated: int) -> tuple[np.ndarray, float]:
@@ -55,7 +58,7 @@ def rope_table(config: RopeConfig, head_size: int, positions: jax.Array, dtype) 
     """`(cos, sin)`, each `positions.shape + (1, rotated / 2)`, ready to broadcast over heads."""
     frequencies, factor = rope_frequencies(config, int(head_size * config.fraction))
     wide = jnp.promote_types(dtype, jnp.float32)
-    angles = positions[..., None, None].astype(wide) * jnp.asarray(frequencies, wide)
+    angles = positions[..., None, None].astype(wide) * jnp.asarray(frequencies, wide).reshape((1,) * (positions.ndim + 1) + (-1,))
     return (jnp.cos(angles) * factor).astype(dtype), (jnp.sin(angles) * factor).astype(dtype)
 
 
@@ -76,7 +79,7 @@ def sinusoids(positions: jax.Array, width: int, dtype) -> jax.Array:
     """Sines then cosines of geometric wavelengths ("Attention Is All You Need", section 3.5): `positions.shape + (width,)`."""
     half = (width + 1) // 2
     frequencies = 10000.0 ** (-jnp.arange(half) * 2 / width)
-    angles = positions[..., None] * frequencies
+    angles = positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width].astype(dtype)
 
 

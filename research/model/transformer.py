@@ -49,12 +49,13 @@ def specs(config: ModelConfig) -> P.Tree:
     }
     if config.norm_placement != "post":
         tree["final_norm"] = block.norm_specs(config, (D,), ("embed",))
+    unembed = {}
     if not config.tied:
         init = P.ZEROS if config.init == "fan-in-zero" else P.normal(EMBED_INIT)
-        tree["unembed"] = {"kernel": P.Param((D, V), ("embed", "vocab"), init, inputs=1)}
-        if "unembed" in config.bias:
-            tree["unembed"]["bias"] = P.Param((V,), ("vocab",), P.ZEROS)
-    return tree
+        unembed["kernel"] = P.Param((D, V), ("embed", "vocab"), init, inputs=1)
+    if "unembed" in config.bias:
+        unembed["bias"] = P.Param((V,), ("vocab",), P.ZEROS)
+    return {**tree, "unembed": unembed} if unembed else tree
 
 
 def forward(params: P.Tree, tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
@@ -113,8 +114,9 @@ def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: 
         positions_BT = cache.lengths_B[:, None] + step_T
         lengths_B = inputs.get("lengths")
         written_BT = positions_BT if lengths_B is None else jnp.where(step_T < lengths_B[:, None], positions_BT, -1)
-    elif positions_BT is None and segments_BT is not None:
-        positions_BT = positions.segment_positions(segments_BT)
+    elif segments_BT is not None:
+        segments_BT, restarted_BT = positions.documents(segments_BT)
+        positions_BT = restarted_BT if positions_BT is None else positions_BT
     rope = None
     if config.positions == "rotary":
         where = jnp.arange(T)[None] if positions_BT is None else positions_BT
@@ -132,7 +134,9 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
     T = tokens_BT.shape[1]
     if config.positions == "learned":
         plain = context.positions_BT is None
-        x_BTD = x_BTD + (p["positions"][:T].astype(dtype) if plain else lookup(p["positions"], context.positions_BT, dtype))
+        if plain and T > config.context:
+            raise ValueError(f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context")
+        x_BTD = x_BTD + (p["positions"][None, :T].astype(dtype) if plain else lookup(p["positions"], context.positions_BT, dtype))
     elif config.positions == "sinusoidal":
         where = jnp.arange(T)[None] if context.positions_BT is None else context.positions_BT
         x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)
@@ -140,8 +144,11 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
     return dropout(x_BTD, context.dropout, None if key is None else rng.fold(key, "embed"))
 
 
-def _remat(function, name: str):
-    """`function` with its backward pass recomputing what the named policy does not save."""
+def _remat(function, name: str, looped: bool):
+    """`function` with its backward pass recomputing what the named policy does not save.
+
+    Between two loops the compiler cannot merge what is recomputed with what was computed; where no loop is left it has to be told not to.
+    """
     policies = jax.checkpoint_policies
     if name == "none":
         return function
@@ -150,7 +157,7 @@ def _remat(function, name: str):
         "matmuls": policies.dots_with_no_batch_dims_saveable,
         "attention": policies.save_only_these_names("attention_output"),
     }[name]
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    return jax.checkpoint(function, policy=policy, prevent_cse=not looped)
 
 
 def _layer_specs(config: ModelConfig, slots: tuple[Slot, ...]) -> P.Tree:
@@ -175,7 +182,8 @@ def _decoder(p, x_BTD, config: ModelConfig, context: block.Context, key):
 
         indices = first + len(slots) * jnp.arange(repeats)
         unroll = min(config.unroll, repeats)
-        x_BTD, seen = jax.lax.scan(_remat(repeat, config.remat), x_BTD, (p[str(s)], indices), unroll=unroll)
+        looped = repeats % unroll == 0 and repeats > unroll
+        x_BTD, seen = jax.lax.scan(_remat(repeat, config.remat, looped), x_BTD, (p[str(s)], indices), unroll=unroll)
         records.append({name: tap.reshape(-1, *tap.shape[2:]) for name, tap in seen.items()})
         first += len(slots) * repeats
     return x_BTD, {name: jnp.concatenate([r[name] for r in records]) for name in records[0]}

@@ -1,7 +1,7 @@
 """The compiled half of generation: one prefill of a batch of prompts, then chunks of tokens with the cache donated.
 
-Three programs are compiled for a model and kept by their shapes: `prepare` (once), `prefill` and `decode`. Prompts are padded to a
-few lengths by their caller, and the number of tokens in a chunk is traced, so later calls find their programs compiled.
+Three programs are compiled for a model and kept by their shapes: `prepare` (once), `prefill` and `decode`. The caller
+pads prompts to a few lengths, and how many tokens a chunk draws is traced, so later calls find their programs compiled.
 """
 
 import dataclasses
@@ -9,9 +9,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from research.core import dtypes, rng
+from research.core import dtypes, rng, sharding
 from research.core import params as P
 from research.model import cache as kv
 from research.model import head, transformer
@@ -30,18 +31,31 @@ class Model:
 
 
 @struct.dataclass
+class Prompts:
+    """A batch of prompts, and what their random keys are made of."""
+
+    tokens_BT: jax.Array | np.ndarray  # padded on the right
+    lengths_B: jax.Array | np.ndarray  # how many of them are real, at least 1
+    ids_B: jax.Array | np.ndarray  # a number for each prompt
+    first_B: jax.Array | np.ndarray  # the number of its first sample
+
+
+@struct.dataclass
 class Decoding:
-    """A batch in the middle of generation. `logits_BV` are of the next token, which will be number `count`."""
+    """A batch in the middle of generation. `logits_BV` are those of the next token, which will be number `count`."""
 
     cache: kv.Cache
     logits_BV: jax.Array
-    keys_B: jax.Array | None
-    seen_BV: jax.Array | None  # which tokens occur in prompt and output; None without a repetition penalty
+    keys_B: jax.Array | None  # None where nothing is random
+    seen_BV: jax.Array | None  # whether a token occurs in prompt or output; None without a repetition penalty
     count: jax.Array
 
 
 def prepare(params: P.Tree, config: ModelConfig) -> Model:
-    """The model for decoding: cast once, and one segment of all layers, so that no step slices a layer out of a stack."""
+    """The model for decoding: cast once, and one segment of all layers, so that no step slices a layer out of a stack.
+
+    It may share arrays with `params`, so they must not be donated while it is in use.
+    """
     dtype = dtypes.compute_dtype(config.dtype, params["embed"]["tokens"].dtype)
     patterns = tuple(slot.pattern for slots, repeats in config.segments for slot in slots * repeats)
     flat = dataclasses.replace(
@@ -69,54 +83,56 @@ def _prepare(params: P.Tree, config: ModelConfig, dtype) -> P.Tree:
 
 @partial(jax.jit, static_argnames=("num", "length", "vocab", "drawn", "remember"))
 def prefill(
-    model: Model, prompts: dict[str, jax.Array], seed: jax.Array, *, num: int, length: int, vocab: int, drawn: bool, remember: bool
+    model: Model, prompts: Prompts, seed, *, num: int, length: int, vocab: int, drawn: bool, remember: bool
 ) -> Decoding:
     """The state after the prompts, each repeated `num` times in a row, with a cache for `length` tokens.
 
-    `prompts` hold `tokens` (B, T) padded on the right, their `lengths` (B,), at least 1, and `ids` (B,), what a prompt's random keys
-    are made of. Logits are cut to the first `vocab` ids. `drawn`: with random keys; `remember`: with the tokens seen.
+    Logits are cut to the first `vocab` ids. `drawn`: with random keys; `remember`: with the tokens seen.
     """
-    tokens_BT, lengths_B = prompts["tokens"], prompts["lengths"]
-    B, T = tokens_BT.shape
+    B, T = prompts.tokens_BT.shape
     cache = kv.init(model.config, B, length, jnp.dtype(model.config.dtype))
-    out = transformer.hidden(model.params, {"tokens": tokens_BT, "lengths": lengths_B}, model.config, cache=cache)
-    last_BD = jnp.take_along_axis(out.outputs, (lengths_B - 1)[:, None, None], axis=1)
-    logits_BV = head.logits(model.params, last_BD, model.config)[:, 0, :vocab]
+    inputs = {"tokens": prompts.tokens_BT, "lengths": prompts.lengths_B}
+    out = transformer.hidden(model.params, inputs, model.config, cache=cache)
+    last_B1D = jnp.take_along_axis(out.outputs, (prompts.lengths_B - 1)[:, None, None], axis=1)
+    logits_BV = head.logits(model.params, last_B1D, model.config)[:, 0, :vocab]
     seen_BV = None
     if remember:
-        real_BT = jnp.where(jnp.arange(T)[None] < lengths_B[:, None], tokens_BT, vocab)
-        seen_BV = jnp.zeros((B, vocab), bool).at[jnp.arange(B)[:, None], real_BT].set(True, mode="drop")
-    state = Decoding(out.cache, logits_BV, None, seen_BV, jnp.zeros((), jnp.int32))
-    state = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0) if x.ndim else x, state)
-    return state.replace(keys_B=_row_keys(seed, prompts["ids"], num)) if drawn else state
+        real_BT = jnp.arange(T)[None] < prompts.lengths_B[:, None]
+        ids_BT = jnp.where(real_BT, prompts.tokens_BT, vocab)
+        seen_BV = jnp.zeros((B, vocab), bool).at[jnp.arange(B)[:, None], ids_BT].set(True, mode="drop")
+    rows = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), (out.cache, logits_BV, seen_BV))
+    keys_B = _row_keys(seed, prompts, num) if drawn else None
+    return Decoding(cache=rows[0], logits_BV=rows[1], keys_B=keys_B, seen_BV=rows[2], count=jnp.zeros((), jnp.int32))
 
 
-def _row_keys(seed: jax.Array, ids_B: jax.Array, num: int) -> jax.Array:
-    """Sample n of a prompt draws from `key(seed, the prompt's id, n)`, whatever else is in the batch."""
-    numbers_B = jnp.tile(jnp.arange(num), ids_B.shape[0])
-    return jax.vmap(lambda identity, n: rng.key(seed, "sample", identity, n))(jnp.repeat(ids_B, num), numbers_B)
+def _row_keys(seed: jax.Array, prompts: Prompts, num: int) -> jax.Array:
+    """Sample n of a prompt draws from `key(seed, "sample", the prompt's id, n)`, whatever else is in the batch."""
+    numbers_B = (prompts.first_B[:, None] + jnp.arange(num)[None]).reshape(-1)
+    ids_B = jnp.repeat(prompts.ids_B, num)
+    return jax.vmap(lambda identity, n: rng.key(seed, "sample", identity, n))(ids_B, numbers_B)
 
 
 @partial(jax.jit, donate_argnames=("state",))
-def decode(model: Model, state: Decoding, filters: F.Filters, steps: jax.Array) -> tuple[Decoding, jax.Array]:
+def decode(model: Model, state: Decoding, filters: F.Filters, steps) -> tuple[Decoding, jax.Array]:
     """`(state, tokens (B, CHUNK))` after `steps` more tokens a row; the columns from `steps` on are 0."""
 
     def step(i, carry):
-        state, tokens_BC = carry
-        state, token_B = advance(model, state, filters)
-        return state, jax.lax.dynamic_update_slice(tokens_BC, token_B[:, None], (0, i))
+        state, token_B = advance(model, carry[0], filters)
+        return state, jax.lax.dynamic_update_slice(carry[1], token_B[:, None], (0, i))
 
-    return jax.lax.fori_loop(0, steps, step, (state, jnp.zeros((state.logits_BV.shape[0], CHUNK), jnp.int32)))
+    tokens_BC = jnp.zeros((state.logits_BV.shape[0], CHUNK), jnp.int32)
+    state, tokens_BC = jax.lax.fori_loop(0, steps, step, (state, tokens_BC))
+    return state, sharding.constrain(tokens_BC, None, None)  # whole on every host, which all read it
 
 
 def advance(model: Model, state: Decoding, filters: F.Filters) -> tuple[Decoding, jax.Array]:
-    """One token drawn for every row, (B,), and the state after it. Token t of a row draws from `fold_in(the row's key, t)`."""
-    keys_B = None if state.keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.count)
+    """`(the state after, one token drawn for every row (B,))`. Token t of a row draws from `fold(the row's key, t)`."""
+    keys_B = None if state.keys_B is None else jax.vmap(lambda key: rng.fold(key, state.count))(state.keys_B)
     token_B = F.sample(state.logits_BV, filters, keys_B, state.seen_BV)
     out = transformer.hidden(model.params, token_B[:, None], model.config, cache=state.cache)
-    vocab = state.logits_BV.shape[1]
-    logits_BV = head.logits(model.params, out.outputs, model.config)[:, 0, :vocab]
+    logits_BV = head.logits(model.params, out.outputs, model.config)[:, 0, : state.logits_BV.shape[1]]
     seen_BV = state.seen_BV
     if seen_BV is not None:
-        seen_BV = seen_BV.at[jnp.arange(token_B.shape[0]), token_B].set(True)
-    return state.replace(cache=out.cache, logits_BV=logits_BV, seen_BV=seen_BV, count=state.count + 1), token_B
+        seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+    assert out.cache is not None
+    return Decoding(out.cache, logits_BV, state.keys_B, seen_BV, state.count + 1), token_B

@@ -71,10 +71,11 @@ def cross_entropy(probabilities: ArrayLike, targets: ArrayLike) -> jax.Array:
 def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Binary cross-entropy in nats, elementwise; labels in [0, 1].
 
-    Defining formula, with p = sigmoid(logits): `-y log p - (1 - y) log(1 - p)`. Stable form: `max(x, 0) - x y + log(1 + exp(-|x|))`.
+    Defining formula, with p = sigmoid(logits): `-y log p - (1 - y) log(1 - p)`. Stable form: `y softplus(-x) + (1 - y) softplus(x)`,
+    where softplus(x) = max(x, 0) + log(1 + exp(-|x|)); its gradient is `sigmoid(x) - y` everywhere, 0 included.
     """
     x, y = _floats(logits), _floats(labels)
-    return jnp.maximum(x, 0) - x * y + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return y * jax.nn.softplus(-x) + (1 - y) * jax.nn.softplus(x)
 
 
 def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:

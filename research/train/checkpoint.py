@@ -66,12 +66,12 @@ class Checkpointer:
         self.directory, self.keep, self._warn = Path(directory).absolute(), keep, warn
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        if _is_primary():
-            try:
-                self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if _is_primary():
                 self._clear_leftovers()
-            except OSError as error:
-                raise _cannot_write(self.directory, error) from error
+        except OSError as error:
+            raise _cannot_write(self.directory, error) from error
         self._best = {step: self._was_best(step) for step in self.steps()}
 
     def save(self, step: int, state: Any, meta: dict[str, Any], is_best: bool = False) -> None:

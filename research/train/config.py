@@ -12,6 +12,7 @@ from research.core.errors import UserError
 from research.model.config import ModelConfig, require
 from research.tasks.lm import LMConfig
 from research.train.optim import OptimizerConfig
+from research.train.trackers import TrackerName
 
 SCHEMA = 1
 
@@ -38,7 +39,7 @@ class Config:
     keep_last: int = 2
     keep_every: int | None = None  # besides the last and the best, every n-th step
     log_every: int = 10
-    sample_every: int | None = None  # None: as eval_every
+    sample_every: int | None = None  # None: no samples
     sample_prompt: str = "\n"
     sample_tokens: int = 100
     max_tokens: int | None = None
@@ -47,6 +48,7 @@ class Config:
     patience: int | None = None  # evaluations in a row without improvement
     max_skipped: int = 10  # non-finite steps in a row
     prefetch: int = 2
+    trackers: tuple[TrackerName, ...] = ()
     run_dir: str | None = None  # None: runs/NAME
 
     def __post_init__(self):
@@ -68,7 +70,7 @@ class Config:
 # What may differ between a run and its resumption. Everything else is its identity and must agree.
 FREE = {
     "mesh", "steps", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every",
-    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "run_dir",
+    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "trackers", "run_dir",
     "model.attention", "model.unroll", "model.remat", "task.head_tile",
 }  # fmt: skip
 

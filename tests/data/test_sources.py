@@ -159,7 +159,7 @@ def test_binary_and_other_encodings_name_file_and_offset(tmp_path, content, mess
     (tmp_path / "bad.txt").write_bytes(content)
     (tmp_path / "good.txt").write_bytes(b"fine")
     for spec in (f"text:{tmp_path}/bad.txt", f"text:{tmp_path}", f"{tmp_path}/*.txt"):
-        with pytest.raises(UserError, match=f"bad.txt .*{message}"):
+        with pytest.raises(UserError, match=rf"bad\.txt .*{message}"):
             both(resolve(spec))
 
 
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_said_at_once(tmp_path, spec, message):
 
 @pytest.mark.parametrize("text", ["", "x"])
 def test_too_little_to_hold_some_out(text):
-    with pytest.raises(UserError, match="holds no text|too few to hold some out"):
+    with pytest.raises(UserError, match=r"holds no text|too few to hold some out"):
         both(in_memory(text))
 
 
@@ -247,7 +247,7 @@ def test_write_atomically_replaces_whole_or_leaves_alone(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left"):
         write_atomically(path, b"three")
     assert path.read_bytes() == b"two"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,5 +1,6 @@
 """Tokenisers: exact both ways, equal to the library, readable from their one file, and clear about bad input."""
 
+import itertools
 import json
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_other_files_give_the_librarys_ids_and_text(others, tmp_path, name):
 
 def test_a_byte_level_file_with_added_tokens_decodes_as_the_library_does(made, tmp_path):
     theirs = library.Tokenizer.from_str(made["bpe:300"].content)
-    theirs.add_tokens(["    ", "Grüße"])
+    theirs.add_tokens(["    ", "return x", "世界"])
     theirs.save(str(tmp_path / "tokenizer.json"))
     ours = load(tmp_path)
     ids = ours.encode(TEXT)
@@ -166,7 +167,7 @@ def test_a_byte_level_file_with_added_tokens_decodes_as_the_library_does(made, t
     assert ours.decode(ids) == theirs.decode(ids.tolist()) == TEXT
 
 
-@given(st.text(max_size=40), st.lists(st.integers(1, 5), min_size=60, max_size=60), st.integers(0, 8))
+@given(st.text(max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(0, 8))
 def test_streams_of_bytes_join_to_the_whole_and_hold_back_parts_of_characters(made, text, sizes, shown):
     for spec in ("byte", "bpe:300"):
         ids = made[spec].encode(text)
@@ -174,12 +175,13 @@ def test_streams_of_bytes_join_to_the_whole_and_hold_back_parts_of_characters(ma
         before = made[spec].stream()
         joined = before.push(ids[:shown])
         at = shown
-        for size in sizes:
+        for size in itertools.cycle(sizes):
+            if at >= len(ids):
+                break
             piece = stream.push(ids[at : at + size])
             assert "\ufffd" not in piece or "\ufffd" in text
             joined += piece
             at += size
-        assert at >= len(ids)
         assert joined + stream.finish() == text
 
 
@@ -191,11 +193,13 @@ def test_streams_show_what_never_became_a_character(made):
     assert stream.finish() == "\ufffd"
 
 
-@given(st.text(alphabet="ab é世", max_size=30), st.lists(st.integers(1, 4), min_size=100, max_size=100))
+@given(st.text(alphabet="ab é世", max_size=15), st.lists(st.integers(1, 4), min_size=1, max_size=8))
 def test_streams_of_pieces_keep_the_spaces_between(others, text, sizes):
     ids = others["llama"].encode("a" + text)
     stream, joined, at = others["llama"].stream(ids[:1]), others["llama"].decode(ids[:1]), 1
-    for size in sizes:
+    for size in itertools.cycle(sizes):
+        if at >= len(ids):
+            break
         joined += stream.push(ids[at : at + size])
         at += size
     assert joined + stream.finish() == "a" + text
@@ -244,7 +248,7 @@ def test_training_samples_a_large_source_evenly(monkeypatch):
     assert 3500 < sum(map(len, sample)) < 6500
     numbers = [int(part) for piece in sample for part in piece.split() if part.isdigit()]
     assert numbers == sorted(numbers)
-    assert max(b - a for a, b in zip(numbers, numbers[1:], strict=False)) < 400
+    assert max(b - a for a, b in itertools.pairwise(numbers)) < 400
     assert list(bpe._sample(source_of(text), 10**6)) == list(bpe.cut_at_lines(text[: int(0.9 * len(text))], 10))
 
 
@@ -293,13 +297,13 @@ def test_unknown_forms(spec, tmp_path, monkeypatch):
 )
 def test_corrupt_files_are_named(content, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(UserError, match="tokenizer.json is") as caught:
+    with pytest.raises(UserError, match=r"tokenizer\.json is") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*tokenizer.json"):
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer\.json"):
         load(tmp_path)
 
 

@@ -1,0 +1,172 @@
+"""What `research sample RUN` does: options, standard output, the JSON line.
+
+Standard output is the prompt and its continuation verbatim, as they come, and nothing else (on a terminal, a line end
+after them). Several samples follow one another, each after a line `=== prompt 1 of 2, sample 3 of 5 ===` and with a
+line end after it. `--json` adds its line at the very end. All else goes to standard error.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from research.core import config as C
+from research.core import params as P
+from research.core.errors import UserError
+from research.data.encoding import to_utf8
+from research.data.tokenizer import Tokenizer
+from research.model.config import ModelConfig
+from research.sample.decode import CHUNK
+from research.sample.generate import Generation, Sampling, generate
+
+PROG = "research sample"
+USAGE = f"{PROG} RUN [--prompt TEXT ...] [options]: RUN is a run directory; {PROG} --help lists the options"
+DESCRIPTION = (
+    f"Continues prompts with a run's model: {PROG} RUN --prompt TEXT. Write --prompt=TEXT where TEXT begins with --."
+)
+
+Load = Callable[[str], tuple[P.Tree, ModelConfig, Tokenizer]]
+
+
+@tyro.conf.configure(tyro.conf.UseAppendAction)
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line: how to draw, from which prompts, and how to report."""
+
+    prompt: tuple[str, ...] = ()  # any number of them; - reads standard input; none: the start of a document
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
+    json: bool = False  # the last line of standard output is one JSON object
+    debug: bool = False  # tracebacks instead of one-line errors
+
+    flattened = ("sampling",)
+
+    def __post_init__(self):
+        if self.prompt.count("-") > 1:
+            raise UserError("--prompt - is given twice, but standard input can be read once")
+
+
+def sample_command(load: Load, argv: Sequence[str]) -> int:
+    """Runs `research sample` on its arguments, RUN first, and returns the exit code 0.
+
+    `load(RUN)` gives parameters, model config and tokeniser. Raises UserError for a bad option, prompt or run.
+    """
+    run, arguments = parse(argv)
+    prompts = [_stdin() if text == "-" else text for text in arguments.prompt or ("",)]
+    print(f"loading {run}", file=sys.stderr)
+    params, config, tokenizer = load(run)
+    try:
+        _run(params, config, tokenizer, prompts, run, arguments)
+    except BrokenPipeError:  # the reader has seen enough; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
+    """The run and the options. Raises UserError as `research.core.config.parse` does, and for a missing RUN."""
+    asks_help = bool({"-h", "--help"} & set(argv))
+    if not asks_help and (not argv or argv[0].startswith("-")):
+        raise UserError(f"the run is missing; {USAGE}")
+    options = list(argv if asks_help and argv[0].startswith("-") else argv[1:])
+    return argv[0], C.parse(Arguments(), _joined(options), PROG, DESCRIPTION)
+
+
+def _joined(options: list[str]) -> list[str]:
+    """Texts such as `-x` tied to their option, so that they are not taken for options themselves."""
+    out: list[str] = []
+    for word in options:
+        if out and out[-1] in ("--prompt", "--stop") and word.startswith("-") and not word.startswith("--"):
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
+
+
+def report(run: str, prompts: Sequence[str], results: Sequence[Generation]) -> dict[str, Any]:
+    """What `--json` prints. `prompt` is the first one; every sample names its own. Times in seconds."""
+    fields = ("prompt", "text", "tokens", "prompt_tokens", "finish_reason")
+    samples = [{name: getattr(one, name) for name in fields} for one in results]
+    return {
+        "run": run,
+        "prompt": prompts[0],
+        "samples": samples,
+        "tokens": sum(len(one.tokens) for one in results),
+        "seconds": max(one.seconds for one in results),
+        "tokens_per_second": tokens_per_second(results),
+    }
+
+
+def tokens_per_second(results: Sequence[Generation]) -> float:
+    """Tokens of all samples over their time, without the first chunk, which may compile, unless it is the only one."""
+    first, seconds = max(one.first_seconds for one in results), max(one.seconds for one in results)
+    later = sum(max(len(one.tokens) - CHUNK, 0) for one in results)
+    if later:
+        return later / (seconds - first)
+    return sum(len(one.tokens) for one in results) / seconds if seconds else 0.0
+
+
+def _run(params, config, tokenizer, prompts: list[str], run: str, arguments: Arguments) -> None:
+    sampling, alone = arguments.sampling, len(prompts) * arguments.sampling.num == 1
+    print(f"drawing {len(prompts) * sampling.num} x {sampling.max_tokens} tokens", file=sys.stderr)
+    on_text = _stream(prompts[0]) if alone else _progress()
+    results = generate(params, config, tokenizer, prompts, sampling, on_text)
+    if not alone:
+        _write_all(results, len(prompts), sampling.num)
+    elif not results[0].text:
+        _write(prompts[0])
+    total, reasons = sum(len(one.tokens) for one in results), sorted({one.finish_reason for one in results})
+    if alone and (arguments.json or sys.stdout.isatty()):
+        _write("\n")
+    print(f"{total} tokens, {tokens_per_second(results):.0f} tokens/s, ended by: {', '.join(reasons)}", file=sys.stderr)
+    if arguments.json:
+        _write(json.dumps(report(run, prompts, results)) + "\n")
+
+
+def _stream(prompt: str) -> Callable[[int, str], None]:
+    """Writes the prompt with the first text of its continuation: not before it is known to be a good one."""
+    before = [prompt]
+
+    def on_text(_: int, text: str) -> None:
+        _write("".join(before) + text)
+        before.clear()
+
+    return on_text
+
+
+def _write_all(results: Sequence[Generation], prompts: int, num: int) -> None:
+    for i, one in enumerate(results):
+        which = f"prompt {i // num + 1} of {prompts}, sample {i % num + 1} of {num}"
+        _write(f"=== {which} ===\n{one.prompt}{one.text}\n")
+
+
+def _progress() -> Callable[[int, str], None]:
+    """Counts the characters of all samples on standard error, at most once a second."""
+    state = {"characters": 0, "said": time.perf_counter()}
+
+    def on_text(_: int, text: str) -> None:
+        state["characters"] += len(text)
+        if time.perf_counter() - state["said"] >= 1:
+            print(f"{state['characters']} characters", file=sys.stderr)
+            state["said"] = time.perf_counter()
+
+    return on_text
+
+
+def _stdin() -> str:
+    """Standard input, all of it, as it is. Raises UserError where it is not UTF-8."""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 at byte {error.start}; give the prompt as UTF-8 text") from error
+
+
+def _write(text: str) -> None:
+    """Text to standard output as UTF-8, whatever the locale and the platform's line ends, at once."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(to_utf8(text))
+    sys.stdout.buffer.flush()

@@ -1,0 +1,151 @@
+"""From a command line to a finished run: what `python experiments/NAME.py` and `research train NAME` both call."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.core import config as core_config
+from research.core import host
+from research.core.errors import UserError
+from research.data.tokens import prepare
+from research.train import compile_cache, program, trackers
+from research.train.checkpoint import Checkpointer, Keep
+from research.train.config import Arguments, Config, Experiment, identity
+from research.train.console import Console, count, duration
+from research.train.loop import Loop, Result, out_of_memory, summarise
+from research.train.report import write_report
+from research.train.rundir import RunDir
+from research.train.signals import Signals
+
+EXIT_BAD_INPUT = 2
+EXIT_SIGNAL = 128
+
+
+def fit(experiment: Experiment | Config, *, name: str | None = None, resume: bool = True, fresh: bool = False, profile=None) -> Result:
+    """Trains a config, or goes on with its run directory, and returns what came of it.
+
+    A run that had finished trains nothing. Raises UserError for input that cannot be used; a signal ends the run with its state
+    saved and `stopped_by` naming it.
+    """
+    config = experiment.config if isinstance(experiment, Experiment) else experiment
+    name = name or (experiment.name if isinstance(experiment, Experiment) else "run")
+    host.keep_freed_memory()
+    compile_cache.enable()
+    corpus = prepare(config.data, config.tokenizer, text_field=config.text_field)
+    built = program.build(config, corpus)
+    same = identity(config, data=corpus.source_fingerprint, tokenizer=corpus.tokenizer_fingerprint)
+    path = Path(config.run_dir or Path("runs") / name)
+    with RunDir.open(path, core_config.to_dict(config), same, resume=resume, fresh=fresh) as run:
+        if (done := run.finished(stop_conditions(config))) is not None:
+            return Result(done, None, None, run)
+        corpus.tokenizer.save(run.path / "tokenizer.json")
+        run.track(trackers.start(config.trackers, run.path, name, core_config.to_dict(config), to_stderr))
+        keep = Keep(last=config.keep_last, best=True, every=config.keep_every)
+        with Signals() as signals, Checkpointer(run.path / "checkpoints", keep) as saver:
+            result = _train(config, built, run, saver, signals, profile)
+        over = result.summary["stopped_by"] != "non_finite" and not result.summary["stopped_by"].startswith("SIG")
+        if over and isinstance(experiment, Experiment) and experiment.after is not None:
+            result.summary.update(experiment.after(result))
+        result.summary["wall_seconds"] = host.seconds_since_process_start()
+        if over:
+            run.finish(result.summary, stop_conditions(config))
+        write_report(run.path)
+        return result
+
+
+def _train(config: Config, built: program.Program, run: RunDir, saver: Checkpointer, signals: Signals, profile) -> Result:
+    with contextlib.closing(Console(config.steps, 0, run.write_log)) as console:
+        devices = jax.devices()
+        console.say(f"{count(built.n_params)} parameters, {len(devices)} x {devices[0].device_kind}, {len(built.corpus.train):,} training tokens"
+                    f" of vocabulary {built.model.V}, {config.batch_size} x {config.model.context} a step")  # fmt: skip
+        try:
+            loop = Loop(config, built, run, saver, console, signals)
+            stopped_by = loop.go(profile)
+        except Exception as error:
+            raise out_of_memory(error) or error from error
+        summary = summarise(loop, stopped_by)
+        console.say(f"stopped by {stopped_by} at step {loop.step} after {duration(loop.seconds())}; {run.path}")
+    return Result(summary, loop.state, built, run)
+
+
+def stop_conditions(config: Config) -> dict[str, Any]:
+    """What decides when a run is over: a finished run goes on when these change."""
+    return {name: getattr(config, name) for name in ("steps", "max_tokens", "max_seconds", "target_loss", "patience")}
+
+
+def to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> int:
+    """One experiment under a command line; returns the exit code (0, 2 on bad input, 128 + n after signal n)."""
+    argv, source = take_option(list(argv), "--config")
+    config = experiment.config if source is None else read_config(experiment.config, source)
+    arguments: Arguments = core_config.parse(Arguments(config), argv, prog, experiment.description)
+    experiment = dataclasses.replace(experiment, config=arguments.config)
+    if arguments.print_config:
+        print(json.dumps(core_config.to_dict(arguments.config), indent=None if arguments.json else 2))
+        return 0
+    result = fit(experiment, resume=arguments.resume, fresh=arguments.fresh, profile=arguments.profiled())
+    stopped_by = result.summary["stopped_by"]
+    if arguments.json:
+        print(json.dumps(result.summary), flush=True)
+    if stopped_by.startswith("SIG"):
+        return EXIT_SIGNAL + signal.Signals[stopped_by]
+    if stopped_by == "non_finite":
+        to_stderr(f"error: {arguments.config.max_skipped} steps in a row were not finite; the last good state is saved in {result.run.path}. "
+                  "Lower --optimizer.learning-rate or look at the data.")  # fmt: skip
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """The command line without `name VALUE` (or `name=VALUE`), and the value. Raises UserError where the value is missing."""
+    for i, word in enumerate(argv):
+        if word == name:
+            if i + 1 == len(argv):
+                raise UserError(f"{name} is given no value; expected a path")
+            return argv[:i] + argv[i + 2 :], argv[i + 1]
+        if word.startswith(f"{name}="):
+            return argv[:i] + argv[i + 1 :], word.partition("=")[2]
+    return argv, None
+
+
+def read_config(default: Config, path: str) -> Config:
+    """`default` with the fields of a JSON file: a run's config.json, or a plain object of config fields."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not JSON: {error}") from None
+    values = values.get("config", values) if isinstance(values, dict) else values
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} holds {type(values).__name__}; expected an object of config fields")
+    return core_config.set_values(default, values, path)
+
+
+def guarded(function: Callable[[], int], debug: bool) -> int:
+    """The function's exit code; a UserError becomes one line on standard error and code 2."""
+    try:
+        return function()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            to_stderr(f"error: {' '.join(str(error).split())}")
+        return EXIT_BAD_INPUT
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
+    """Runs an experiment script and exits: `train.main(EXPERIMENT)` under `if __name__ == "__main__"`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    sys.exit(guarded(lambda: run_experiment(experiment, argv, f"{experiment.name}.py"), "--debug" in argv))

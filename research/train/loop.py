@@ -1,0 +1,236 @@
+"""The one training loop: `fit` turns a config into a run directory, and goes on exactly where an earlier `fit` of it stopped."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from research.core.errors import UserError
+from research.data.prefetch import prefetch
+from research.train.checkpoint import Checkpointer
+from research.train.config import Config
+from research.train.console import Console, duration
+from research.train.program import Program
+from research.train.rundir import RunDir
+from research.train.signals import Signals
+from research.train.step import LOSS_IS_BAD, State
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Progress:
+    """What stopping depends on besides the state; saved with it. `seconds` is wall clock of training over all resumptions."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    eval_step: int = -1
+
+    def evaluated(self, step: int, loss: float) -> bool:
+        """Takes in an evaluation and returns whether it is the best so far."""
+        self.eval_loss, self.eval_step = loss, step
+        if math.isfinite(loss) and (self.best is None or loss < self.best):
+            self.best, self.best_step, self.since_best = loss, step, 0
+            return True
+        self.since_best += 1
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished or interrupted run: `summary` is the JSON object of the contract for scripts."""
+
+    summary: dict[str, Any]
+    state: State | None
+    program: Program | None
+    run: RunDir
+
+
+class Loop:
+    """One run in progress: the program and its state, and everything a step may have to do besides."""
+
+    def __init__(self, config: Config, program: Program, run: RunDir, saver: Checkpointer, console: Console, signals: Signals):
+        self.config, self.program, self.run, self.saver = config, program, run, saver
+        self.console, self.signals = console, signals
+        self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        restored = saver.restore(program.abstract_state())
+        self.state: State = program.initial_state() if restored is None else restored.state
+        self.step = int(self.state.step)
+        self.progress = Progress() if restored is None else Progress(**restored.meta)
+        self.saved_step = -1 if restored is None else self.step
+        if restored is not None:
+            console.say(f"resumed from step {self.step} of {run.path}")
+        run.cut_back(self.step)
+        self.started, self.seconds_before = time.perf_counter(), self.progress.seconds
+        self.logged = (self.started, self.step)
+        self.skipped_in_a_row = 0
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def go(self, profile: tuple[int, int] | None) -> str:
+        """Trains until a stop condition holds and returns its name. The state of that moment is on disk when it returns."""
+        config = self.config
+        stop = self.why_stop()
+        if self.step == 0 and stop is None and config.sample_every is not None:
+            self.sample()
+        batches = prefetch(self.program.batches, self.step, config.steps, self.program.put_batch, config.prefetch)
+        with contextlib.closing(batches), tracing(profile, self.run, lambda: self.step) as trace:
+            while stop is None:
+                trace()
+                self.state, metrics = self.program.step(self.state, next(batches), self.program.hypers)
+                self.step += 1
+                self.progress.tokens += config.batch_size * config.model.context
+                self.pending.append((self.step, metrics))
+                self.take(all_of_them=self.is_milestone(self.step))
+                if self.signals.requested is None:
+                    self.milestone()
+                stop = self.why_stop()
+        self.take(all_of_them=True)
+        interrupted = stop.startswith("SIG")
+        if not interrupted and self.progress.eval_step != self.step and stop != "non_finite":
+            self.evaluate()
+        if self.saved_step != self.step:
+            self.save()
+        self.saver.wait()
+        return stop
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether this step evaluates, saves or samples, and so must wait for what was dispatched."""
+        config = self.config
+        cadences = [config.eval_every, config.checkpoint_every, config.sample_every]
+        return step == config.steps or any(every is not None and step % every == 0 for every in cadences)
+
+    def milestone(self) -> None:
+        """The evaluation, samples and checkpoint that are due after this step."""
+        config, best = self.config, False
+        if self.step % config.eval_every == 0 or self.step == config.steps:
+            best = self.evaluate()
+        if config.sample_every is not None and self.step % config.sample_every == 0:
+            self.sample()
+        if best or self.step % config.checkpoint_every == 0 or self.step == config.steps:
+            self.save(best)
+
+    def why_stop(self) -> str | None:
+        """The name of the stop condition that holds after this step, or None."""
+        config, progress = self.config, self.progress
+        if self.signals.requested is not None:
+            return signal.Signals(self.signals.requested).name
+        if self.skipped_in_a_row >= config.max_skipped:
+            return "non_finite"
+        if config.target_loss is not None and progress.eval_loss is not None and progress.eval_loss <= config.target_loss:
+            return "target_loss"
+        if config.patience is not None and progress.since_best >= config.patience:
+            return "patience"
+        if config.max_tokens is not None and progress.tokens >= config.max_tokens:
+            return "max_tokens"
+        if config.max_seconds is not None and self.seconds() >= config.max_seconds:
+            return "max_seconds"
+        return "steps" if self.step >= config.steps else None
+
+    def take(self, all_of_them: bool) -> None:
+        """Reads the metrics of finished steps. One step stays in flight, so that the host never waits for the device it feeds."""
+        while len(self.pending) > (0 if all_of_them else 1):
+            step, metrics = self.pending.popleft()
+            self.skipped_in_a_row = int(metrics["skipped_in_a_row"])
+            if self.skipped_in_a_row:
+                self.console.say(f"step {step}: {self.program.name_bad_leaf(int(metrics['bad_leaf']))} is not finite; the update is skipped"
+                                 f" ({self.skipped_in_a_row} in a row)")  # fmt: skip
+            if step % self.config.log_every == 0 or step == self.config.steps:
+                self.log(step, {name: float(value) for name, value in metrics.items()})
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        now, (then, step_then) = time.perf_counter(), self.logged
+        self.logged = (now, step)
+        rate = (step - step_then) * self.config.batch_size * self.config.model.context / max(now - then, 1e-9)
+        self.progress.train_loss = metrics["loss"]
+        record = {
+            "step": step, "split": "train", "loss": metrics["loss"], "grad_norm": metrics["grad_norm"],
+            "learning_rate": metrics["learning_rate"], "update_ratio": metrics["update_ratio"], "skipped": int(metrics["skipped"]),
+            "tokens": step * self.config.batch_size * self.config.model.context, "time": self.seconds(), "tokens_per_second": rate,
+            "mfu": rate * self.program.flops_per_token / self.program.peak_flops,
+        }  # fmt: skip
+        self.run.write_metrics(record)
+        self.console.progress(step, record, (self.config.steps - step) * (now - then) / max(step - step_then, 1))
+
+    def evaluate(self) -> bool:
+        """The held-out loss, logged; returns whether it is the best so far."""
+        began = time.perf_counter()
+        loss = self.program.evaluate(self.state)
+        best = self.progress.evaluated(self.step, loss)
+        bits = self.program.bits_per_byte(loss)
+        record = {"step": self.step, "split": "eval", "loss": loss, "bits_per_byte": bits, "time": self.seconds()}
+        self.run.write_metrics(record)
+        took = time.perf_counter() - began
+        self.console.say(f"step {self.step}  held-out loss {loss:.4f}  {bits:.3f} bits per byte  ({duration(took)})")
+        self.logged = (self.logged[0] + took, self.logged[1])
+        return best
+
+    def sample(self) -> None:
+        began = time.perf_counter()
+        text = self.program.sample(self.state)
+        self.run.write_sample(self.step, text)
+        self.console.say(f"step {self.step}  sample: {text[:80]!r}")
+        self.logged = (self.logged[0] + time.perf_counter() - began, self.logged[1])
+
+    def save(self, best: bool = False) -> None:
+        self.progress.seconds = self.seconds()
+        self.saver.save(self.step, self.state, dataclasses.asdict(self.progress), is_best=best)
+        self.saved_step = self.step
+
+
+@contextlib.contextmanager
+def tracing(window: tuple[int, int] | None, run: RunDir, step: Callable[[], int]) -> Iterator[Callable[[], None]]:
+    """A function to call before every step: traces those of the window into the run directory's `profile/`."""
+    active = False
+
+    def advance() -> None:
+        nonlocal active
+        if window is None:
+            return
+        if not active and window[0] <= step() < window[1]:
+            jax.profiler.start_trace(str(run.path / "profile"))
+            active = True
+        elif active and step() >= window[1]:
+            jax.profiler.stop_trace()
+            active = False
+
+    try:
+        yield advance
+    finally:
+        if active:
+            jax.profiler.stop_trace()
+
+
+def summarise(loop: Loop, stopped_by: str) -> dict[str, Any]:
+    """The JSON object of a run, but for the wall clock, which the caller adds at its end."""
+    progress, program = loop.progress, loop.program
+    loss = progress.eval_loss
+    return {
+        "steps": loop.step, "tokens": progress.tokens, "train_loss": progress.train_loss, "eval_loss": loss,
+        "bits_per_byte": None if loss is None else program.bits_per_byte(loss), "best_eval_loss": progress.best,
+        "best_step": progress.best_step, "params": program.n_params, "train_seconds": loop.seconds(),
+        "skipped": int(loop.state.extra["skipped"]), "run_dir": str(loop.run.path), "stopped_by": stopped_by,
+    }  # fmt: skip
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """A device's out-of-memory error as one line that says what to lower."""
+    text = str(error)
+    if not isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)) or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text):
+        return None
+    return UserError(
+        f"out of memory ({text.splitlines()[0][:160] if text else 'on the host'}); lower --batch-size or --model.context, raise "
+        "--micro-batches, set --task.head-tile 4096 or --model.remat full, or spread the run over more devices with --mesh"
+    )

@@ -1,0 +1,172 @@
+"""A run before it runs: the config with its corpus, made into a mesh, shardings and the compiled functions of the loop."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.core import chips, sharding
+from research.core import hypers as H
+from research.core import params as P
+from research.core.errors import UserError
+from research.data.loader import Batches, EvalBatches
+from research.data.tokens import Corpus
+from research.model import flops, transformer
+from research.model.config import ModelConfig
+from research.sample.generate import Sampling, generate
+from research.tasks import lm
+from research.train import config as C
+from research.train import step as S
+
+EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
+
+
+def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The model with its tokeniser's vocabulary, unless it already has a larger one. Raises UserError for a smaller one."""
+    if model.vocab_size is None:
+        return dataclasses.replace(model, vocab_size=vocab_size)
+    if model.vocab_size < vocab_size:
+        raise UserError(f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size} ids; leave it out or make it at least that")
+    return model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """Everything that is fixed once a run's config and corpus are known. What it compiles, it compiles when first used."""
+
+    config: C.Config
+    corpus: Corpus
+    model: ModelConfig
+    mesh: jax.sharding.Mesh
+    hypers: H.Hypers
+
+    @functools.cached_property
+    def specs(self) -> P.Tree:
+        return transformer.specs(self.model)
+
+    @functools.cached_property
+    def n_params(self) -> int:
+        return P.count(self.specs)
+
+    @functools.cached_property
+    def flops_per_token(self) -> float:
+        return flops.train_flops_per_token(self.model, self.model.context)
+
+    @functools.cached_property
+    def peak_flops(self) -> float:
+        return chips.peak_flops()[0]
+
+    # -- data
+
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """This process's rows of every training batch."""
+        config = self.config
+        whole = Batches(self.corpus.train, config.batch_size, self.model.context, config.seed)
+        return whole.rows(jax.process_index(), jax.process_count())
+
+    @functools.cached_property
+    def held_out(self) -> EvalBatches:
+        """The held-out windows, some thousand tokens at a time, in rows that split over the devices."""
+        shards, context = sharding.batch_shards(self.mesh), self.model.context
+        windows = EvalBatches(self.corpus.eval, 1, context).windows
+        rows = min(max(1, EVAL_TOKENS // context), windows)
+        rows = math.ceil(rows / shards) * shards
+        return EvalBatches(self.corpus.eval, rows, context, limit_batches=self.config.eval_batches)
+
+    @functools.cached_property
+    def held_out_text(self) -> tuple[bytes, int]:
+        """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in."""
+        if len(self.held_out) * self.held_out.batch_size >= self.held_out.windows:
+            return self.corpus.tokenizer.decode_bytes(np.asarray(self.corpus.eval.tokens)), len(self.corpus.eval) - 1
+        parts = [batch["targets"][batch["weights"] > 0] for batch in self.held_out]
+        tokens = np.concatenate(parts)
+        return self.corpus.tokenizer.decode_bytes(tokens), len(tokens)
+
+    def bits_per_byte(self, nats_per_token: float) -> float:
+        """A held-out loss in bits per byte of the text that it was measured on."""
+        text, tokens = self.held_out_text
+        return lm.bits_per_byte(nats_per_token, tokens, len(text))
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's rows as a global array, rows over the data axes."""
+        return sharding.put_rows(batch, self.mesh)
+
+    # -- functions
+
+    @functools.cached_property
+    def state_shardings(self) -> S.State:
+        return S.state_shardings(jax.eval_shape(self._init, self.hypers), self.specs, self.mesh)
+
+    def _init(self, hypers: H.Hypers) -> S.State:
+        return S.init_state(self.specs, self.config.optimizer, hypers)
+
+    def initial_state(self) -> S.State:
+        return jax.jit(self._init, out_shardings=self.state_shardings)(self.hypers)
+
+    def abstract_state(self) -> S.State:
+        """Shapes, dtypes and shardings of the state, for restoring."""
+        shapes = jax.eval_shape(self._init, self.hypers)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings)
+
+    @functools.cached_property
+    def step(self) -> Any:
+        """The jitted, donating `step(state, batch, hypers)`."""
+        config = self.config
+        loss = lm.make_loss(self.model, config.task)
+        step = S.make_step(loss, self.specs, config.optimizer, config.micro_batches, self.model.dropout is not None)
+        return self.on_mesh(jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None)))
+
+    def on_mesh(self, function: Any) -> Any:
+        """`function` called, and so traced, with this program's mesh in use."""
+
+        def call(*args):
+            with sharding.use(self.mesh):
+                return function(*args)
+
+        return call
+
+    @functools.cached_property
+    def eval_params(self) -> Any:
+        """Jitted: the parameters of a state that evaluation and sampling use."""
+        return jax.jit(lambda state, hypers: S.eval_params(state, self.config.optimizer, self.specs, hypers))
+
+    @functools.cached_property
+    def _evaluate(self) -> Any:
+        return self.on_mesh(jax.jit(lm.make_evaluation(self.model)))
+
+    def evaluate(self, state: S.State) -> float:
+        """The mean held-out loss in nats per token."""
+        params = self.eval_params(state, self.hypers)
+        sums = [self._evaluate(params, self.put_batch(batch)) for batch in self._local(self.held_out)]
+        total = {name: math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight")}
+        return total["nll"] / total["weight"]
+
+    def _local(self, batches: EvalBatches) -> Iterator[dict[str, np.ndarray]]:
+        return iter(batches.rows(jax.process_index(), jax.process_count()))
+
+    def sample(self, state: S.State) -> str:
+        """The config's prompt and what the model makes of it."""
+        config = self.config
+        sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.8, seed=config.seed)
+        params = self.eval_params(state, self.hypers)
+        return config.sample_prompt + generate(params, self.model, self.corpus.tokenizer, [config.sample_prompt], sampling)[0].text
+
+    def name_bad_leaf(self, index: int) -> str:
+        """`metrics["bad_leaf"]` in words."""
+        if index == S.LOSS_IS_BAD:
+            return "the loss"
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(self.specs, is_leaf=P.is_param)]
+        return "the gradient of " + "/".join(str(entry.key) for entry in paths[index])
+
+
+def build(config: C.Config, corpus: Corpus) -> Program:
+    """The program of a config on the devices that are here. Raises UserError when the two do not fit."""
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.batch_size // config.micro_batches, mesh)
+    model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
+    return Program(config, corpus, model, mesh, C.hypers(config))

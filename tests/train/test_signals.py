@@ -1,0 +1,116 @@
+"""One signal asks, two insist; a compile in progress, a forked worker or another thread make no difference."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from research.train.signals import catch_signals
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_sets_the_flag_and_handlers_come_back(number, code):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    pipe_before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(pipe_before)
+    with catch_signals() as stop:
+        assert stop.requested is None and stop.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert stop.requested == number and stop.exit_code == code
+    assert {n: signal.getsignal(n) for n in before} == before
+    assert signal.set_wakeup_fd(-1) == pipe_before
+    assert stop.requested == number
+
+
+def test_blocks_follow_each_other_without_counting_together():
+    for _ in range(3):
+        with catch_signals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+
+
+def test_handlers_come_back_after_an_exception():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyError), catch_signals():
+        raise KeyError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_it_watches_nothing():
+    seen = []
+
+    def body():
+        before = signal.getsignal(signal.SIGTERM)
+        with catch_signals() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM) is before))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(None, True)]
+
+
+# `deaf` is one call into C that releases the interpreter lock and retries when a signal interrupts it, as a compile does.
+DEAF = """
+    import ctypes, sys, threading
+    from research.train.signals import catch_signals
+    libc = ctypes.CDLL(None)
+    pipe = (ctypes.c_int * 2)()
+    libc.pipe(pipe)
+    deaf = ctypes.CDLL(None).pthread_join
+    forever = threading.Thread(target=threading.Event().wait, daemon=True)
+    forever.start()
+    with catch_signals() as stop:
+        print("ready", flush=True)
+        deaf(ctypes.c_ulong(forever.ident), None)
+"""
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGINT", 130), ("SIGINT", "SIGTERM", 143)])
+def test_the_second_signal_ends_the_process_while_it_is_in_a_long_call(first, second, code):
+    with run_python(DEAF) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, first))
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(getattr(signal, second))
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == code and "second signal" in errors
+
+
+FORKED = """
+    import os, signal, time
+    from research.train.signals import catch_signals
+    with catch_signals() as stop:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        status = os.waitpid(child, 0)[1]
+        print(os.WTERMSIG(status), stop.requested, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        print(stop.requested)
+"""
+
+
+def test_a_forked_worker_has_its_own_signals():
+    with run_python(FORKED) as process:
+        output, errors = process.communicate(timeout=60)
+    assert output.split() == ["15", "None", "15"] and process.returncode == 0, errors
+
+
+def run_python(source):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
