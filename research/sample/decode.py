@@ -89,16 +89,16 @@ def prefill(
 
     Logits are cut to the first `vocab` ids. `drawn`: with random keys; `remember`: with the tokens seen.
     """
-    B, T = prompts.tokens_BT.shape
+    tokens_BT, lengths_B = jnp.asarray(prompts.tokens_BT), jnp.asarray(prompts.lengths_B)
+    B, T = tokens_BT.shape
     cache = kv.init(model.config, B, length, jnp.dtype(model.config.dtype))
-    inputs = {"tokens": prompts.tokens_BT, "lengths": prompts.lengths_B}
+    inputs = {"tokens": tokens_BT, "lengths": lengths_B}
     out = transformer.hidden(model.params, inputs, model.config, cache=cache)
-    last_B1D = jnp.take_along_axis(out.outputs, (prompts.lengths_B - 1)[:, None, None], axis=1)
+    last_B1D = jnp.take_along_axis(out.outputs, (lengths_B - 1)[:, None, None], axis=1)
     logits_BV = head.logits(model.params, last_B1D, model.config)[:, 0, :vocab]
     seen_BV = None
     if remember:
-        real_BT = jnp.arange(T)[None] < prompts.lengths_B[:, None]
-        ids_BT = jnp.where(real_BT, prompts.tokens_BT, vocab)
+        ids_BT = jnp.where(jnp.arange(T)[None] < lengths_B[:, None], tokens_BT, vocab)
         seen_BV = jnp.zeros((B, vocab), bool).at[jnp.arange(B)[:, None], ids_BT].set(True, mode="drop")
     rows = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), (out.cache, logits_BV, seen_BV))
     keys_B = _row_keys(seed, prompts, num) if drawn else None

@@ -15,7 +15,7 @@ TINY = 1e-20  # stands for temperature 0 in a division
 
 @struct.dataclass
 class Filters:
-    """Scalars for the whole batch, or one value a row (B,). Without a temperature the draw is greedy and has no noise."""
+    """Scalars for the whole batch, or one value a row (B,). Without a temperature the draw is greedy: no noise."""
 
     temperature: jax.Array | None = None  # 0 is greedy too
     top_k: jax.Array | None = None  # at least 1

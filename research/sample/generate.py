@@ -63,9 +63,9 @@ class Sampling:
 class Generation:
     """One continuation. `text` excludes the prompt and the stop string; `tokens` are all ids that were drawn.
 
-    `finish_reason`: "stop" (a stop string, or the separator of documents, which is the last of `tokens`), "length"
-    (`max_tokens`), "context" (no learned position is left). `first_seconds` and `seconds`: from the call until the row's
-    first chunk, and until its last.
+    `finish_reason`: "stop" (a stop string, or the separator of documents, then the last of `tokens`), "length"
+    (`max_tokens`), "context" (no learned position is left). `first_seconds` and `seconds`: from the call until the
+    row's first chunk, and until its last.
     """
 
     prompt: str
@@ -93,8 +93,8 @@ def generate(
     lacks are never drawn.
 
     Rotary, sinusoidal, ALiBi and absent positions may go beyond `config.context`. Learned ones cannot: there the row
-    ends with reason "context". Raises UserError for a prompt longer than that, for one that cannot be encoded, and for a
-    tokeniser larger than the model's vocabulary.
+    ends with reason "context". Raises UserError for a prompt longer than that, for one that cannot be encoded, and for
+    a tokeniser larger than the model's vocabulary.
     """
     return generate_with(D.prepare(params, config), tokenizer, prompts, sampling, on_text)
 

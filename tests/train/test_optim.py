@@ -62,12 +62,14 @@ def constant(**changes) -> H.Hypers:
     return hypers(**{"learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0, **changes})
 
 
-def copied(tree):
-    return jax.tree.map(jnp.copy, tree)
+def drawn(specs, seed=0, dtype=jnp.float32):
+    """Initial values from NumPy, which compiles nothing."""
+    generator = np.random.default_rng(seed)
+    return P.tree_map(lambda p: jnp.asarray(generator.normal(size=p.shape) * 0.5, dtype), specs)
 
 
 def start(dtype=jnp.float32, seed=0):
-    return P.init(SPECS, jax.random.key(seed), dtype)
+    return drawn(SPECS, seed, dtype)
 
 
 def train(c, specs, h, params, function, steps):
@@ -146,7 +148,7 @@ OPTAX = {
 def test_equal_to_the_plain_optimiser_of_optax(kind):
     """Unstacked, since Optax's Adafactor takes its means over all layers of a stacked leaf together."""
     specs = {**SPECS, "layers": P.tree_map(lambda p: dataclasses.replace(p, shape=p.shape[1:], axes=p.axes[1:]), SPECS["layers"])}
-    params = jax.tree.map(lambda p: p + 0.3, P.init(specs, jax.random.key(1)))
+    params = jax.tree.map(lambda p: p + 0.3, drawn(specs, 1))
     c, h, theirs = config(kind, "constant"), constant(weight_decay=0.1), OPTAX[kind]()
 
     def both(ours, reference, scale):
@@ -163,9 +165,9 @@ def test_equal_to_the_plain_optimiser_of_optax(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_lowers_a_quadratic(kind):
     specs = {"w": matrix((6, 4), ("embed", "mlp"), 1), "b": vector(4)}
-    params = P.init(specs, jax.random.key(0))
+    params = drawn(specs)
     c = config(kind, "constant" if kind == "schedule-free-adamw" else "cosine")
-    h = hypers(learning_rate=0.3 if kind == "adafactor" else 0.05, warmup_steps=3, horizon=60, floor=0.0, weight_decay=0.0)
+    h = hypers(learning_rate={"adafactor": 0.3, "muon": 0.2}.get(kind, 0.05), warmup_steps=3, horizon=60, floor=0.0, weight_decay=0.0)
     quadratic = lambda p: jnp.sum(jnp.square(p["w"] - 0.5)) + jnp.sum(jnp.square(p["b"] + 0.5))  # noqa: E731
     params, state, values = jax.jit(lambda p: train(c, specs, h, p, quadratic, 60))(params)
     assert quadratic(optim.eval_params(c, specs, h, params, state)) < 0.1 * values[0]
@@ -204,7 +206,7 @@ def test_stacked_layers_equal_separate_layers(kind):
     """Wide enough for Adafactor to factor and for Muon to take its Gram rounds; a layer's update must not see the other layer."""
     one = {"tall": matrix((130, 2, 4), ("embed", "heads", "head"), 1), "square": matrix((128, 130), ("embed", "mlp"), 1), "scale": vector(130)}
     stacked = P.tree_map(lambda p: p.stack(2), one)
-    layers = [P.init(one, jax.random.key(seed)) for seed in range(2)]
+    layers = [drawn(one, seed) for seed in range(2)]
     layers[1] = jax.tree.map(lambda p: p * 30, layers[1])
     c, h = config(kind), hypers()
 
@@ -231,7 +233,7 @@ def test_one_program_serves_every_hyperparameter_and_its_buffers_can_be_donated(
         old = jax.tree.leaves((params, state))
         params, state, updates, value = compiled(kind)(params, state, hypers(**changes))
         assert np.isfinite(value) and all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
-        assert all(leaf.is_deleted() for leaf in old if leaf.size > 1)
+        assert all(leaf.is_deleted() for leaf in old if leaf.size >= 4)
     assert compiled(kind)._cache_size() == max(before, 1)
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(h)) and optim.updates_done(state) == 3
 
@@ -280,12 +282,13 @@ def test_muon_orthogonalises_matrices_and_gives_the_rest_to_adam():
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (8, 12), (3, 24, 8), (2, 8, 40)])
-def test_orthogonalize_equals_optax_matrix_by_matrix(shape):
-    x = jax.random.normal(jax.random.key(3), shape) * 1e-3
-    got = jax.jit(optim.orthogonalize)(x).reshape(-1, *shape[-2:])
-    for ours, matrix in zip(got, x.reshape(-1, *shape[-2:]), strict=True):
-        theirs = optax.contrib.orthogonalize_via_newton_schulz(matrix, jnp.array(optim.NEWTON_SCHULZ), eps=1e-8)
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+def test_orthogonalize_equals_optax(shape):
+    x = jnp.asarray(np.random.default_rng(3).normal(size=shape) * 1e-3, jnp.float32)
+    plain = optax.contrib.scale_by_muon(
+        optim.NEWTON_SCHULZ, beta=0.0, nesterov=False, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1)
+    )
+    expected, _ = jax.jit(lambda x: plain.update(x, plain.init(x)))(x)
+    np.testing.assert_allclose(jax.jit(optim.orthogonalize)(x), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((16, 16), None), ((16, 64), None), ((64, 16), None), ((16, 64), jnp.bfloat16)])

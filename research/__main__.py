@@ -1,0 +1,7 @@
+"""`python -m research` is the `research` command."""
+
+import sys
+
+from research.cli import main
+
+sys.exit(main())

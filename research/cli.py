@@ -1,0 +1,72 @@
+"""The verbs of the command line: `research VERB ...`, the same as `python -m research VERB ...`."""
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from research.core.errors import UserError
+
+
+def train(argv: Sequence[str]) -> int:
+    """NAME [overrides]: run an experiment, by name or by the path of its file"""
+    from research.train import command, experiments
+
+    if not argv or argv[0].startswith("-"):
+        raise UserError(f"usage: research train NAME [overrides]; there are {', '.join(experiments.names())}")
+    experiment = experiments.load(argv[0])
+    return command.run_experiment(experiment, argv[1:], f"research train {argv[0]}")
+
+
+def sample(argv: Sequence[str]) -> int:
+    """RUN --prompt TEXT: continue a text with a run's model"""
+    from research.sample.command import sample_command
+    from research.train.run import load_for_sampling
+
+    return sample_command(load_for_sampling, argv)
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """RUN [--hash]: a run's config, parameters and result, without loading weights unless hashing them"""
+    from research.train import inspection
+
+    return inspection.main(argv)
+
+
+def bench(argv: Sequence[str]) -> int:
+    """train|data: measure a claim, beside a peer or a physical limit in the same run"""
+    from research.bench import command
+
+    return command.main(argv)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "sample": sample, "inspect": inspect, "bench": bench}
+
+
+def usage() -> str:
+    lines = ["usage: research VERB ...", ""]
+    lines += [f"  {name:<8} {verb.__doc__}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "research VERB --help lists a verb's options."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code: 0, 2 on bad input, 128 + n after signal n."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(json.dumps({"purestep": version("purestep")}) if "--json" in argv else f"purestep {version('purestep')}")
+        return 0
+    from research.train.command import guarded
+
+    return guarded(lambda: _verb(argv[0])(argv[1:]), "--debug" in argv)
+
+
+def _verb(name: str) -> Callable[[Sequence[str]], int]:
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, 1, 0.3)
+        raise UserError(f"there is no verb {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VERBS)}"))
+    return VERBS[name]

@@ -1,0 +1,1 @@
+"""Floor 2: model families as data: presets with their published numbers."""

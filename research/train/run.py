@@ -1,0 +1,83 @@
+"""A finished or running run, opened to be read: in a notebook, by `research inspect`, by `research sample`."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.core import config as core_config
+from research.core import params as P
+from research.core.errors import UserError
+from research.data import tokenizer as tokenizers
+from research.data.tokenizer import Tokenizer
+from research.model import transformer
+from research.model.config import ModelConfig
+from research.train import config as C
+from research.train import rundir
+from research.train import step as S
+from research.train.checkpoint import Checkpointer, restore_subtree
+from research.train.program import with_vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory. What is read from it, is read when first asked for."""
+
+    path: Path
+    config: C.Config
+
+    @functools.cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, in order."""
+        return rundir.read_metrics(self.path)
+
+    @functools.cached_property
+    def samples(self) -> list[tuple[int, str]]:
+        return rundir.read_samples(self.path)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizers.load(self.path / "tokenizer.json")
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        return with_vocabulary(self.config.model, self.tokenizer.vocab_size)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @functools.cached_property
+    def trained(self) -> tuple[int, P.Tree]:
+        """`(step, parameters as trained)` of the newest whole checkpoint. Raises UserError when there is none."""
+        restored = restore_subtree(self.checkpoints, "params")
+        return restored.step, restored.state
+
+    @functools.cached_property
+    def params(self) -> P.Tree:
+        """The parameters to evaluate, sample and export: the average of weights where the run keeps one."""
+        if self.config.optimizer.ema_decay is not None:
+            return restore_subtree(self.checkpoints, "extra/average").state
+        if self.config.optimizer.kind != "schedule-free-adamw":
+            return self.trained[1]
+        specs, hypers = transformer.specs(self.model), C.hypers(self.config)
+        abstract = jax.eval_shape(lambda h: S.init_state(specs, self.config.optimizer, h), hypers)
+        restored = Checkpointer(self.checkpoints).restore(abstract)
+        if restored is None:
+            raise UserError(f"{self.path} has no checkpoint yet")
+        return S.eval_params(restored.state, self.config.optimizer, specs, hypers)
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a run directory for reading. Raises UserError when it is none."""
+    path = Path(path)
+    stored = rundir.read_config(path)
+    return Run(path, core_config.set_values(C.Config(), stored["config"], str(path / rundir.CONFIG)))
+
+
+def load_for_sampling(path: str) -> tuple[P.Tree, ModelConfig, Tokenizer]:
+    """What `research sample` needs of a run."""
+    run = load_run(path)
+    return run.params, run.model, run.tokenizer

@@ -1,0 +1,117 @@
+"""The filters against their definitions by sorting, in NumPy and float64."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis.extra import numpy as hnp
+
+from research.sample import filters as F
+
+B, V = 3, 24
+LOGITS = hnp.arrays(np.float32, (B, V), elements=st.integers(-40, 40).map(lambda n: n / 4))
+FRACTION = st.floats(0.015625, 1, width=32)
+VALUES = st.fixed_dictionaries(
+    {
+        "temperature": st.floats(0.25, 4, width=32),
+        "top_k": st.integers(1, V + 3),
+        "top_p": FRACTION,
+        "min_p": st.one_of(st.just(0.0), FRACTION),
+        "repetition_penalty": st.floats(0.5, 2, width=32),
+    }
+)
+filtered = jax.jit(F.filtered)
+
+
+def reference(logits, seen, temperature, top_k, top_p, min_p, repetition_penalty):
+    """One row's `(filtered logits, distance to the nearest decision that rounding could turn)`, the usual way: by sorting."""
+    x = logits.astype(np.float64)
+    x = np.where(seen, np.where(x > 0, x / repetition_penalty, x * repetition_penalty), x) / temperature
+    ordered = np.sort(x)
+    gaps = np.diff(ordered)
+    doubt = min([1.0, *gaps[gaps > 0]])
+    x = np.where(x < ordered[-min(top_k, V)], -np.inf, x)
+    probabilities = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+    order = np.argsort(x)
+    below = np.cumsum(probabilities[order])  # what may be dropped: the least probable, up to 1 - p together
+    removed = order[:-1][below[:-1] <= 1 - top_p]
+    kept = np.setdiff1d(np.arange(V), removed)
+    doubt = min([doubt, *(abs(below[:-1] - (1 - top_p))[below[:-1] > 0])]) if top_p < 1 else doubt
+    x = np.where(x < x[kept].min(), -np.inf, x)
+    if min_p > 0:
+        ratio = np.exp(x - x.max())
+        doubt = min([doubt, *abs(ratio[ratio < 1] - min_p)])
+        x = np.where(ratio < min_p, -np.inf, x)
+    return x - x.max(), doubt
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(LOGITS, hnp.arrays(bool, (B, V)), VALUES)
+def test_filters_equal_their_definitions(logits, seen, values):
+    ours = np.asarray(filtered(logits, F.make(**values), seen))
+    for row in range(B):
+        theirs, doubt = reference(logits[row], seen[row], **values)
+        if doubt > 1e-4:
+            np.testing.assert_array_equal(np.isfinite(ours[row]), np.isfinite(theirs))
+            np.testing.assert_allclose(ours[row], theirs, rtol=1e-4, atol=1e-4)
+
+
+NEUTRAL = {"temperature": 1.0, "top_k": V, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+ACTIVE = {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.5}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_filter_alone_equals_it_among_neutral_ones(name):
+    logits = jax.random.normal(jax.random.key(0), (B, V)) * 3
+    seen = jax.random.bernoulli(jax.random.key(1), 0.5, (B, V))
+    alone = F.filtered(logits, F.make(**{name: ACTIVE[name]}), seen)
+    among = F.filtered(logits, F.make(**{**NEUTRAL, name: ACTIVE[name]}), seen)
+    neutral = F.filtered(logits, F.make(**NEUTRAL), seen)
+    np.testing.assert_array_equal(alone, among)
+    assert not np.array_equal(alone, neutral)
+    np.testing.assert_allclose(neutral, logits - jnp.max(logits, axis=1, keepdims=True), rtol=1e-6)
+
+
+def test_values_may_differ_from_row_to_row():
+    logits = jnp.tile(jnp.arange(4.0), (3, 1))
+    kept = jnp.isfinite(F.filtered(logits, F.Filters(top_k=jnp.array([1, 2, 4])))).sum(axis=1)
+    assert kept.tolist() == [1, 2, 4]
+
+
+def test_temperature_zero_is_the_first_of_the_largest_with_and_without_noise():
+    logits = jnp.array([[1.0, 3.0, 3.0, 2.0], [-1.0, -2.0, -1.5, -0.5]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    for filters in (F.make(), F.make(temperature=0.0), F.make(temperature=0.0, top_p=0.5, min_p=0.5, top_k=2)):
+        assert F.sample(logits, filters, keys).tolist() == [1, 3]
+    mixed = F.Filters(temperature=jnp.array([0.0, 50.0]))
+    draws = [F.sample(logits, mixed, jax.random.split(jax.random.key(i), 2)).tolist() for i in range(20)]
+    assert {draw[0] for draw in draws} == {1} and len({draw[1] for draw in draws}) > 1
+
+
+def test_draws_follow_the_softmax_of_the_filtered_logits():
+    logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.06, 0.04]))
+    count = 40_000
+    keys = jax.random.split(jax.random.key(3), count)
+    filters = F.make(temperature=1.0, top_p=0.85)  # keeps 0.5, 0.25 and 0.15
+    tokens = jax.jit(F.sample)(jnp.tile(logits, (count, 1)), filters, keys)
+    expected = np.array([0.5, 0.25, 0.15, 0, 0]) / 0.9
+    error = np.sqrt(expected * (1 - expected) / count)
+    assert np.all(abs(np.bincount(tokens, minlength=5) / count - expected) <= 4 * error)
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(hnp.arrays(np.float32, (1, V), elements=st.floats(width=32, allow_nan=False)), st.integers(1, V))
+def test_the_kth_largest_is_found_exactly(x, k):
+    kept = np.asarray(jax.jit(F.best)(x, jnp.array([[k]], jnp.float32)))[0]
+    values = x[0] + np.float32(0)  # a negative zero sorts below a positive one here, and equal in NumPy
+    kth = np.sort(values)[-k]
+    assert kept[values > kth].all() and not kept[values < kth].any() and kept.sum() >= min(k, V)
+
+
+def test_nothing_is_sorted():
+    filters = F.make(temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
+    keys, seen = jax.random.split(jax.random.key(0), B), jnp.zeros((B, V), bool)
+    program = jax.jit(F.sample).lower(jnp.zeros((B, V)), filters, keys, seen).as_text()
+    assert "sort" not in program.replace("sortable", "") and "top_k" not in program.replace("filters.top_k", "")
