@@ -1,7 +1,5 @@
 """`python -m research` is the `research` command."""
 
-import sys
+from research.cli import entry
 
-from research.cli import main
-
-sys.exit(main())
+entry()

@@ -70,3 +70,8 @@ def _verb(name: str) -> Callable[[Sequence[str]], int]:
         near = difflib.get_close_matches(name, VERBS, 1, 0.3)
         raise UserError(f"there is no verb {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VERBS)}"))
     return VERBS[name]
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -102,7 +102,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return None
         return convert(value, next(a for a in args if a is not type(None)), where)
     elif hint is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+        ok = isinstance(value, float) or (type(value) is int and abs(value) < 2**1023)
     elif hint is int:
         ok = isinstance(value, int) and not isinstance(value, bool)
     else:
@@ -165,7 +165,7 @@ def _check_names(cls: type, argv: Sequence[str]) -> None:
     known = _options(cls)
     for name, words in _written(argv):
         if not name:
-            raise UserError(f"unexpected argument {words[0]!r}; overrides are written --FIELD VALUE")
+            raise UserError(f"unexpected argument {(words or ['--'])[0]!r}; overrides are written --FIELD VALUE")
         if _canonical(name) not in known:
             raise UserError(f"there is no option --{name}; did you mean --{_nearest(_canonical(name), list(known))}?")
         expected = known[_canonical(name)]
@@ -186,5 +186,6 @@ def _ill_typed(default: Any, argv: Sequence[str], prog: str) -> str | None:
             continue  # fine by itself, wrong beside a default; the whole line decides
         except SystemExit:
             given = repr(" ".join(words)) if words else "given no value"
-            return f"--{name} is {given}; expected {type_name(known[_canonical(name)])}"
+            hint = f" (a value that starts with a dash is written --{name}={words[0]})" if words and words[0].startswith("-") else ""
+            return f"--{name} is {given}; expected {type_name(known[_canonical(name)])}{hint}"
     return None

@@ -50,7 +50,6 @@ class Source:
     records: Records
     digest: Callable[[], tuple[str, int]]
     eval_records: Records | None = None  # where the source comes with a held-out part of its own
-    by_position: bool = False
 
     def documents(self, split: str) -> Iterator[str]:
         """Returns the documents of `split`, "train" or "eval", in a fixed order; none is empty.
@@ -69,8 +68,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the content and the rule that splits it: equal fingerprints give equal documents."""
-        rule = "position" if self.by_position else "own" if self.eval_records else "hash"
-        return hashlib.sha256(f"{_SPLIT_RULE} {rule} {self._digest[0]}".encode()).hexdigest()
+        return hashlib.sha256(f"{_SPLIT_RULE} {self._digest[0]}".encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -83,8 +81,6 @@ class Source:
 
     @cached_property
     def _split_by_position(self) -> bool:
-        if self.by_position:
-            return True
         sides = set()
         for identity, text in self.records():
             if text:
@@ -196,7 +192,7 @@ def _text(spec: str, pattern: str) -> Source:
         for identity, path in files:
             yield identity, read_utf8(path)
 
-    return Source(spec, records, partial(digest_files, files), by_position=len(files) == 1)
+    return Source(spec, records, partial(digest_files, files))
 
 
 def _python_stdlib() -> Source:

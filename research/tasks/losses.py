@@ -31,7 +31,9 @@ def softmax_cross_entropy(
     """
     logits, labels = _floats(logits), jnp.asarray(labels)
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels of shape {labels.shape} for logits of shape {logits.shape}; expected {logits.shape[:-1]}")
+        raise ValueError(
+            f"labels of shape {labels.shape} for logits of shape {logits.shape}; expected {logits.shape[:-1]}"
+        )
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     target = pick(logits, labels)
     if label_smoothing is not None:

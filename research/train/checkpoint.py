@@ -9,7 +9,6 @@ directory is next opened for writing, so a folder named by a step is complete, o
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -231,14 +230,19 @@ def steps_in(directory: str | Path) -> list[int]:
         return []
 
 
-def read_manifest(directory: str | Path, step: int | None = None) -> Manifest:
-    """The manifest of the newest whole checkpoint, or of `step`. Raises UserError where there is none."""
-    return _newest_whole(Path(directory).absolute(), step, _tell(to_stderr), lambda _, sealed: sealed)
+def read_state(directory: str | Path, abstract_state: Any, step: int | None = None) -> Restored:
+    """The newest whole checkpoint, or that of `step`, as `Checkpointer.restore` gives it, but changing nothing on disk.
+
+    May run beside the training process. Raises UserError where there is no whole checkpoint or the state differs.
+    """
+
+    def read(folder: Path, sealed: Manifest) -> Restored:
+        return Restored(sealed.step, _load(folder, sealed, abstract_state), sealed.meta)
+
+    return _newest_whole(Path(directory).absolute(), step, _tell, read)
 
 
-def restore_subtree(
-    directory: str | Path, name: str = "params", step: int | None = None, warn: Callable[[str], None] = to_stderr
-) -> Restored:
+def restore_subtree(directory: str | Path, name: str = "params", step: int | None = None) -> Restored:
     """One part of a saved state as nested dicts of NumPy arrays, without knowing the rest: `params`, `extra/average`.
 
     Reads the newest whole checkpoint, or that of `step`, and changes nothing: it may run beside the training process.
@@ -260,21 +264,7 @@ def restore_subtree(
             tree = tree[part]
         return Restored(sealed.step, tree, sealed.meta)
 
-    return _newest_whole(Path(directory).absolute(), step, _tell(warn), read)
-
-
-def params_hash(params: Any) -> str:
-    """64 hex digits: the SHA-256 over every leaf in the order of its path: path, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(named_leaves(params).items()):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
-        digest.update(json.dumps([path, str(array.dtype), array.shape]).encode() + b"\n")
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return _newest_whole(Path(directory).absolute(), step, _tell, read)
 
 
 def _load(folder: Path, sealed: Manifest, abstract_state: Any) -> Any:
@@ -302,8 +292,8 @@ def _check_agreement(folder: Path, sealed: Manifest, named: dict[tuple[str, ...]
         raise UserError(f"checkpoint {folder} is of another state: {'; '.join(differing[:3])}{more}")
 
 
-def _tell(warn: Callable[[str], None]) -> OnDamage:
-    return lambda step, error, instead: warn(f"checkpoint {step} is damaged ({error}): reading checkpoint {instead}")
+def _tell(step: int, error: Damaged, instead: int) -> None:
+    to_stderr(f"checkpoint {step} is damaged ({error}): reading checkpoint {instead}")
 
 
 def _newest_whole(directory: Path, step: int | None, on_damage: OnDamage, read: Read) -> Any:

@@ -6,7 +6,8 @@ by the rate and touches matrices and tables alone. Clipping belongs to the step,
 """
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +39,12 @@ class ScheduleConfig:
     cooldown: float = 0.2  # wsd: the decaying part as a fraction of the horizon
 
     def __post_init__(self):
-        where = "optimizer.schedule"
+        where, steps = "optimizer.schedule", self.horizon
         check_choices(self, where)
         require(self.warmup_steps >= 0, f"{where}.warmup_steps", self.warmup_steps, "a number of steps, at least 0")
-        require(self.horizon is None or self.horizon >= 1, f"{where}.horizon", self.horizon, "a number of steps, at least 1, or None")
-        require(0 <= self.floor <= 1, f"{where}.floor", self.floor, "a fraction in [0, 1]")
-        require(0 <= self.cooldown <= 1, f"{where}.cooldown", self.cooldown, "a fraction in [0, 1]")
+        require(steps is None or steps >= 1, f"{where}.horizon", steps, "a number of steps, at least 1, or None")
+        for name in ("floor", "cooldown"):
+            require(0 <= getattr(self, name) <= 1, f"{where}.{name}", getattr(self, name), "a fraction in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +70,19 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_choices(self, "optimizer")
-        for name in ("learning_rate", "weight_decay", "adam_ratio"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"optimizer.{name}", value, "a number of at least 0")
-        for name in ("momentum", "beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "a number in [0, 1)")
-        require(self.kind != "schedule-free-adamw" or self.beta1 > 0, "optimizer.beta1", self.beta1, "a number in (0, 1) for schedule-free-adamw")
-        require(0 < self.eps < float("inf"), "optimizer.eps", self.eps, "a number above 0")
-        require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "a number above 0, or None")
-        require(self.ema_decay is None or 0 <= self.ema_decay < 1, "optimizer.ema_decay", self.ema_decay, "a number in [0, 1), or None")
+        self._check(
+            ("learning_rate", "weight_decay", "adam_ratio"), lambda x: 0 <= x < float("inf"), "a number of at least 0"
+        )
+        self._check(("momentum", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
+        self._check(("eps",), lambda x: 0 < x < float("inf"), "a number above 0")
+        self._check(("clip_norm",), lambda x: x is None or x > 0, "a number above 0, or None")
+        self._check(("ema_decay",), lambda x: x is None or 0 <= x < 1, "a number in [0, 1), or None")
+        if self.kind == "schedule-free-adamw":
+            self._check(("beta1",), lambda x: x > 0, "a number in (0, 1) for schedule-free-adamw")
+
+    def _check(self, names: tuple[str, ...], ok: Callable[[Any], bool], expected: str) -> None:
+        for name in names:
+            require(ok(getattr(self, name)), f"optimizer.{name}", getattr(self, name), expected)
 
 
 @struct.dataclass
@@ -94,28 +99,28 @@ def transformation(config: OptimizerConfig, specs: P.Tree, hypers: Hypers) -> op
     The updates are to be added to the parameters. Hyperparameters are taken in the precision of the parameters.
     """
 
-    def init(params):
-        h = jax.tree.map(jnp.copy, _matching(hypers, params))  # schedule-free keeps beta1, and a donated state must own it
+    def init(params) -> Any:
+        h = jax.tree.map(jnp.copy, _matching(hypers, params))  # schedule-free keeps beta1: a donated state must own it
         return OptState(count=jnp.zeros((), jnp.int32), inner=_rule(config, specs, h, 0.0).init(params))
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None) -> Any:
         h = _matching(hypers, params)
         rule = _rule(config, specs, h, schedules.rate(config.schedule.kind, state.count, h))
-        updates, inner = rule.update(grads, state.inner, params)
+        updates, inner = rule.update(updates, state.inner, params)
         return updates, OptState(count=state.count + 1, inner=inner)
 
     return optax.GradientTransformation(init, update)
 
 
 def init(config: OptimizerConfig, specs: P.Tree, hypers: Hypers, params: P.Tree) -> OptState:
-    """The state before the first update. It shares no buffer with `params`, so both can be donated."""
-    return transformation(config, specs, hypers).init(params)
+    """The state before the first update. It shares no buffer with `params` or `hypers`, so it can be donated beside them."""
+    return cast(OptState, transformation(config, specs, hypers).init(params))
 
 
 def apply(config: OptimizerConfig, specs: P.Tree, hypers: Hypers, grads: P.Tree, opt_state: OptState, params: P.Tree):
     """One update: `(params, opt_state, updates)`, where `updates` is what was added to the parameters."""
-    updates, opt_state = transformation(config, specs, hypers).update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, updates
+    updates, state = transformation(config, specs, hypers).update(grads, cast(Any, opt_state), params)
+    return optax.apply_updates(params, updates), cast(OptState, state), updates
 
 
 def updates_done(opt_state: OptState) -> jax.Array:
@@ -187,19 +192,26 @@ def _muon(specs: P.Tree, h: Hypers) -> optax.GradientTransformation:
     Optax's own takes 1.4 to 1.6 times as long on a CPU, where the optimiser is a large part of a small model's step.
     """
     labels = P.tree_map(lambda p: "matrix" if p.kind == "matrix" else "other", specs)
-    parts = {"matrix": optax.trace(h.momentum, nesterov=True), "other": optax.scale_by_adam(h.beta1, h.beta2, h.eps)}
+    parts: dict[Hashable, optax.GradientTransformation] = {
+        "matrix": optax.trace(h.momentum, nesterov=True),
+        "other": optax.scale_by_adam(h.beta1, h.beta2, h.eps),
+    }
 
     def one(p: P.Param, x: jax.Array) -> jax.Array:
         if p.kind != "matrix":
             return x
         return orthogonalize(_one_layer(p, x)).reshape(x.shape) * (MUON_RMS * max(p.matrix_shape) ** 0.5)
 
-    return optax.chain(optax.partition(parts, labels), optax.stateless(lambda updates, _: P.tree_map(one, specs, updates)))
+    return optax.chain(
+        optax.partition(parts, labels), optax.stateless(lambda updates, _: P.tree_map(one, specs, updates))
+    )
 
 
 def _scale_others(specs: P.Tree, ratio: jax.Array) -> optax.GradientTransformation:
     """Scales what is no matrix."""
-    return optax.stateless(lambda updates, _: P.tree_map(lambda p, u: u if p.kind == "matrix" else u * ratio, specs, updates))
+    return optax.stateless(
+        lambda updates, _: P.tree_map(lambda p, u: u if p.kind == "matrix" else u * ratio, specs, updates)
+    )
 
 
 def orthogonalize(x: jax.Array, dtype=None) -> jax.Array:
@@ -230,11 +242,16 @@ def _gram_rounds(x: jax.Array) -> jax.Array:
     """The same for matrices at least twice as wide as high, in less work: with P = a I + b A + c A^2, which commutes with A, a round
     is A <- P A P, and the product of all P multiplies X once at the end."""
     a, b, c = NEWTON_SCHULZ
-    gram, product = x @ x.mT, None
-    for last in [False] * (NEWTON_SCHULZ_ROUNDS - 1) + [True]:
-        polynomial = a * jnp.eye(x.shape[-2], dtype=x.dtype) + b * gram + c * (gram @ gram)
-        product = polynomial if product is None else polynomial @ product
-        gram = gram if last else (polynomial @ gram) @ polynomial
+
+    def polynomial(gram):
+        return a * jnp.eye(x.shape[-2], dtype=x.dtype) + b * gram + c * (gram @ gram)
+
+    gram = x @ x.mT
+    product = p = polynomial(gram)
+    for _ in range(NEWTON_SCHULZ_ROUNDS - 1):
+        gram = (p @ gram) @ p
+        p = polynomial(gram)
+        product = p @ product
     return product @ x
 
 
@@ -256,7 +273,7 @@ def _adafactor(specs: P.Tree) -> optax.GradientTransformation:
     rms = optax.scale_by_factored_rms(decay_rate_fn=decay)
     rule = optax.chain(rms, optax.clip_by_block_rms(ADAFACTOR_CLIP), optax.scale_by_param_block_rms())
 
-    def on_layers(function, p: P.Param):
+    def on_layers(function: Callable, p: P.Param) -> Callable:
         return jax.vmap(function) if p.stacked else function
 
     def init(params):
@@ -266,8 +283,8 @@ def _adafactor(specs: P.Tree) -> optax.GradientTransformation:
         update, state = on_layers(rule.update, p)(_one_layer(p, grad), state, _one_layer(p, x))
         return update.reshape(grad.shape), state
 
-    def update(grads, state, params=None):
-        pairs = P.tree_map(one, specs, grads, state, params)
+    def update(updates, state, params=None) -> Any:
+        pairs = P.tree_map(one, specs, updates, state, params)
         return P.tree_map(lambda _, pair: pair[0], specs, pairs), P.tree_map(lambda _, pair: pair[1], specs, pairs)
 
     return optax.GradientTransformation(init, update)

@@ -26,7 +26,7 @@ def test_works_in_another_thread_and_only_a_few_steps_ahead():
         threads.add(threading.current_thread())
         return step
 
-    batches = prefetch(make, 0, None, lambda batch: batch, depth=2)
+    batches = prefetch(make, 0, 50, lambda batch: batch, depth=2)
     for expected in range(5):
         assert next(batches) == expected
     deadline = time.monotonic() + 5

@@ -91,7 +91,7 @@ def test_documents_are_separated_where_the_tokeniser_can(tmp_path, cache, spec, 
     st.sampled_from(["byte", "char", "bpe:270"]),
 )
 def test_batches_and_pieces_do_not_show(shared, documents, size, spec):
-    everything = Source("all", lambda: iter([("", "ab \n☃" * 9)]), lambda: ("all", 0), by_position=True)
+    everything = Source("all", lambda: iter([("", "ab \n☃" * 9)]), lambda: ("all", 0))
     tokenizer = build(spec, everything, cache_dir=shared)
     path = shared / "stream.bin"
     with pytest.MonkeyPatch.context() as patch, open(path, "wb") as file:

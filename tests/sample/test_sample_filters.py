@@ -47,7 +47,7 @@ def reference(logits, seen, temperature, top_k, top_p, min_p, repetition_penalty
     return x - x.max(), doubt
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(LOGITS, hnp.arrays(bool, (B, V)), VALUES)
 def test_filters_equal_their_definitions(logits, seen, values):
     ours = np.asarray(filtered(logits, F.make(**values), seen))
@@ -114,4 +114,4 @@ def test_nothing_is_sorted():
     filters = F.make(temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
     keys, seen = jax.random.split(jax.random.key(0), B), jnp.zeros((B, V), bool)
     program = jax.jit(F.sample).lower(jnp.zeros((B, V)), filters, keys, seen).as_text()
-    assert "sort" not in program.replace("sortable", "") and "top_k" not in program.replace("filters.top_k", "")
+    assert "stablehlo.sort" not in program and "chlo.top_k" not in program

@@ -44,7 +44,9 @@ def test_mean_squared_error_example():
 
 
 def test_mean_squared_error_is_one_number_per_row():
-    np.testing.assert_allclose(losses.mean_squared_error([[1.0, 2.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]), [2.5, 8.0])
+    np.testing.assert_allclose(
+        losses.mean_squared_error([[1.0, 2.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]), [2.5, 8.0]
+    )
 
 
 def test_sigmoid_cross_entropy_is_the_two_class_cross_entropy():
@@ -65,7 +67,9 @@ def test_sigmoid_cross_entropy_at_extremes():
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(None, None), (0.1, None), (None, 1e-2), (0.2, 1e-3), (0.0, 0.0)])
 def test_softmax_cross_entropy_is_its_formula(smoothing, z_loss):
     logits, labels = data()
-    got = jax.jit(lambda s, z: losses.softmax_cross_entropy(logits, labels, label_smoothing=s, z_loss=z))(smoothing, z_loss)
+    got = jax.jit(lambda s, z: losses.softmax_cross_entropy(logits, labels, label_smoothing=s, z_loss=z))(
+        smoothing, z_loss
+    )
     assert got.shape == labels.shape and got.dtype == jnp.float32
     np.testing.assert_allclose(got, reference(logits, labels, smoothing or 0.0, z_loss or 0.0), rtol=2e-6, atol=1e-6)
 
@@ -73,7 +77,9 @@ def test_softmax_cross_entropy_is_its_formula(smoothing, z_loss):
 def test_softmax_cross_entropy_gradient_is_softmax_minus_target():
     logits, labels = data((5, 7))
     smoothing, z_loss = 0.1, 0.01
-    got = jax.grad(lambda x: jnp.sum(losses.softmax_cross_entropy(x, labels, label_smoothing=smoothing, z_loss=z_loss)))(logits)
+    got = jax.grad(
+        lambda x: jnp.sum(losses.softmax_cross_entropy(x, labels, label_smoothing=smoothing, z_loss=z_loss))
+    )(logits)
     p = np.exp(np.float64(logits)) / np.exp(np.float64(logits)).sum(-1, keepdims=True)
     log_sum = np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
     expected = p * (1 + 2 * z_loss * log_sum) - (1 - smoothing) * np.eye(7)[labels] - smoothing / 7
@@ -95,7 +101,10 @@ value_and_grad = jax.jit(jax.value_and_grad(lambda x, y: jnp.sum(losses.softmax_
 
 
 @settings(max_examples=100, deadline=None)
-@given(hnp.arrays(np.float32, (2, 5), elements=st.floats(-3e4, 3e4, width=32)), hnp.arrays(np.int32, 2, elements=st.integers(0, 4)))
+@given(
+    hnp.arrays(np.float32, (2, 5), elements=st.floats(-3e4, 3e4, width=32)),
+    hnp.arrays(np.int32, 2, elements=st.integers(0, 4)),
+)
 def test_softmax_cross_entropy_is_finite_and_does_not_see_a_shift(logits, labels):
     value, gradient = value_and_grad(logits, labels)
     assert np.isfinite(value) and value >= 0 and np.all(np.isfinite(gradient))
@@ -108,7 +117,9 @@ def test_the_dtype_of_reductions():
     logits, labels = data((4, 9))
     assert losses.softmax_cross_entropy(jnp.asarray(logits, jnp.bfloat16), labels).dtype == jnp.float32
     half = jnp.asarray(logits, jnp.bfloat16)
-    np.testing.assert_allclose(losses.softmax_cross_entropy(half, labels), reference(np.float64(half), labels), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.softmax_cross_entropy(half, labels), reference(np.float64(half), labels), rtol=1e-5
+    )
     assert jax.grad(lambda x: losses.softmax_cross_entropy(x, labels).sum())(half).dtype == jnp.bfloat16
     with jax.enable_x64(True):
         wide = jnp.asarray(np.float64(logits))
@@ -149,7 +160,9 @@ def test_weight_zero_hides_what_is_not_finite():
 
 def test_zero_targets_take_no_logarithm():
     assert losses.cross_entropy([1.0, 0.0], [1.0, 0.0]) == 0
-    np.testing.assert_allclose(losses.cross_entropy([[0.5, 0.5], [0.25, 0.75]], [[1, 0], [0, 1]]), [math.log(2), -math.log(0.75)], rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.cross_entropy([[0.5, 0.5], [0.25, 0.75]], [[1, 0], [0, 1]]), [math.log(2), -math.log(0.75)], rtol=1e-6
+    )
 
 
 def test_the_gradient_of_the_picked_logit_is_no_scatter():

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from research.core.errors import UserError
 from research.train import checkpoint, manifest, orbax_io
-from research.train.checkpoint import Checkpointer, Keep, params_hash, read_manifest, restore_subtree
+from research.train.checkpoint import Checkpointer, Keep, read_state, restore_subtree
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,12 +258,14 @@ def test_a_part_is_read_without_knowing_the_rest(harmed):
     assert sorted(harmed.rglob("*")) == before
 
 
-def test_reading_passes_over_a_damaged_one_and_leaves_it(harmed):
+def test_reading_passes_over_a_damaged_one_and_leaves_it(harmed, capsys):
     flip(harmed / "00000002" / "state" / "manifest.ocdbt", 3)
-    said = []
-    assert restore_subtree(harmed, warn=said.append).step == 1
-    assert "manifest.ocdbt" in said[0] and checkpoint.steps_in(harmed) == [1, 2]
-    assert read_manifest(harmed, 1).meta == {"step": 1}
+    assert restore_subtree(harmed).step == 1
+    assert "manifest.ocdbt" in capsys.readouterr().err
+    restored = read_state(harmed, make_state())
+    assert (restored.step, restored.meta) == (1, {"step": 1})
+    assert_same(restored.state, make_state(1))
+    assert checkpoint.steps_in(harmed) == [1, 2]
 
 
 def test_reading_looks_again_when_training_deletes_what_it_reads(harmed, monkeypatch):
@@ -401,7 +403,7 @@ OTHER_MESHES = """
     import sys
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from research.train.checkpoint import Checkpointer, params_hash
+    from research.train.checkpoint import Checkpointer
     assert jax.device_count() == 8
     def mesh(*shape):
         return jax.make_mesh(shape, ("x", "y")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
@@ -416,7 +418,7 @@ OTHER_MESHES = """
                 shape = lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s)
                 state = checkpoints.restore(jax.tree.map(shape, values, wanted)).state
                 assert jax.tree.map(lambda x: x.sharding, state) == wanted
-                assert params_hash(state) == params_hash(values)
+                assert all(np.array_equal(state[name], values[name]) for name in values)
     print("done")
 """
 
@@ -442,23 +444,6 @@ def test_orbax_still_refuses_empty_arrays(tmp_path):
 def test_paths_that_are_the_same_as_text_are_refused():
     with pytest.raises(ValueError, match="same path"):
         orbax_io.named_leaves(collections.OrderedDict({1: jnp.ones(1), "1": jnp.ones(1)}))
-
-
-def test_the_hash_reads_names_shapes_dtypes_and_bytes():
-    base = {"a": np.arange(6, dtype=np.float32), "b": {"c": np.zeros((2, 2), np.int32)}}
-    variants = [
-        base,
-        {**base, "a": base["a"].reshape(2, 3)},
-        {**base, "a": base["a"].view(np.int32)},
-        {**base, "a": np.nextafter(base["a"], np.float32(9))},
-        {"a2": base["a"], "b": base["b"]},
-        {"a": base["a"], "b/c": base["b"]["c"]},
-        {**base, "d": np.zeros((0,), np.float32)},
-    ]
-    hashes = [params_hash(variant) for variant in variants]
-    assert len(set(hashes)) == len(variants)
-    assert all(len(h) == 64 and set(h) <= set("0123456789abcdef") for h in hashes)
-    assert params_hash({"b": base["b"], "a": jnp.asarray(base["a"])}) == hashes[0]
 
 
 trees = st.recursive(

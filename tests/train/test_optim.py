@@ -50,7 +50,17 @@ def loss(params, target=0.7):
 
 def hypers(**changes) -> H.Hypers:
     values = dict.fromkeys(H.Hypers.__dataclass_fields__, 0.0)
-    values.update(learning_rate=0.02, warmup_steps=5, horizon=40, floor=0.1, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95, eps=1e-8)
+    values.update(
+        learning_rate=0.02,
+        warmup_steps=5,
+        horizon=40,
+        floor=0.1,
+        weight_decay=0.1,
+        momentum=0.9,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-8,
+    )
     return H.make(**{**values, "adam_ratio": 1.0, **changes})
 
 
@@ -136,7 +146,9 @@ def test_adam_after_several_steps_is_its_formula():
 
 
 OPTAX = {
-    "sgd": lambda: optax.chain(optax.trace(0.9), optax.add_decayed_weights(0.1, P.decay_mask(SPECS)), optax.scale(-0.1)),
+    "sgd": lambda: optax.chain(
+        optax.trace(0.9), optax.add_decayed_weights(0.1, P.decay_mask(SPECS)), optax.scale(-0.1)
+    ),
     "adam": lambda: optax.adam(0.1, 0.9, 0.95, 1e-8),
     "adamw": lambda: optax.adamw(0.1, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=P.decay_mask(SPECS)),
     "lion": lambda: optax.lion(0.1, 0.9, 0.95, weight_decay=0.1, mask=P.decay_mask(SPECS)),
@@ -147,14 +159,20 @@ OPTAX = {
 @pytest.mark.parametrize("kind", OPTAX)
 def test_equal_to_the_plain_optimiser_of_optax(kind):
     """Unstacked, since Optax's Adafactor takes its means over all layers of a stacked leaf together."""
-    specs = {**SPECS, "layers": P.tree_map(lambda p: dataclasses.replace(p, shape=p.shape[1:], axes=p.axes[1:]), SPECS["layers"])}
+    specs = {
+        **SPECS,
+        "layers": P.tree_map(lambda p: dataclasses.replace(p, shape=p.shape[1:], axes=p.axes[1:]), SPECS["layers"]),
+    }
     params = jax.tree.map(lambda p: p + 0.3, drawn(specs, 1))
     c, h, theirs = config(kind, "constant"), constant(weight_decay=0.1), OPTAX[kind]()
 
     def both(ours, reference, scale):
         grads = jax.tree.map(lambda p: jnp.sin(p * scale), params)
         updates, state = theirs.update(grads, reference[1], reference[0])
-        return optim.apply(c, specs, h, grads, ours[1], ours[0])[:2], (optax.apply_updates(reference[0], updates), state)
+        return optim.apply(c, specs, h, grads, ours[1], ours[0])[:2], (
+            optax.apply_updates(reference[0], updates),
+            state,
+        )
 
     both, ours, reference = jax.jit(both), (params, optim.init(c, specs, h, params)), (params, theirs.init(params))
     for scale in (1.0, 5.0, 9.0):
@@ -167,7 +185,13 @@ def test_lowers_a_quadratic(kind):
     specs = {"w": matrix((6, 4), ("embed", "mlp"), 1), "b": vector(4)}
     params = drawn(specs)
     c = config(kind, "constant" if kind == "schedule-free-adamw" else "cosine")
-    h = hypers(learning_rate={"adafactor": 0.3, "muon": 0.2}.get(kind, 0.05), warmup_steps=3, horizon=60, floor=0.0, weight_decay=0.0)
+    h = hypers(
+        learning_rate={"adafactor": 0.3, "muon": 0.2}.get(kind, 0.05),
+        warmup_steps=3,
+        horizon=60,
+        floor=0.0,
+        weight_decay=0.0,
+    )
     quadratic = lambda p: jnp.sum(jnp.square(p["w"] - 0.5)) + jnp.sum(jnp.square(p["b"] + 0.5))  # noqa: E731
     params, state, values = jax.jit(lambda p: train(c, specs, h, p, quadratic, 60))(params)
     assert quadratic(optim.eval_params(c, specs, h, params, state)) < 0.1 * values[0]
@@ -179,7 +203,11 @@ def test_a_member_under_vmap_equals_the_same_run_alone(kind):
     with jax.enable_x64(True):
         members = [
             hypers(learning_rate=r, warmup_steps=w, horizon=e, weight_decay=d, momentum=b, beta1=b, adam_ratio=a)
-            for r, w, e, d, b, a in ((0.003, 0, 50, 0.0, 0.9, 1.0), (0.01, 5, 40, 0.1, 0.8, 0.5), (0.03, 20, 60, 0.3, 0.95, 2.0))
+            for r, w, e, d, b, a in (
+                (0.003, 0, 50, 0.0, 0.9, 1.0),
+                (0.01, 5, 40, 0.1, 0.8, 0.5),
+                (0.03, 20, 60, 0.3, 0.95, 2.0),
+            )
         ]
         starts = [start(jnp.float64, seed) for seed in range(3)]
         stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)  # noqa: E731
@@ -204,7 +232,11 @@ def test_first_gradients_of_members_agree_in_float32():
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_layers_equal_separate_layers(kind):
     """Wide enough for Adafactor to factor and for Muon to take its Gram rounds; a layer's update must not see the other layer."""
-    one = {"tall": matrix((130, 2, 4), ("embed", "heads", "head"), 1), "square": matrix((128, 130), ("embed", "mlp"), 1), "scale": vector(130)}
+    one = {
+        "tall": matrix((130, 2, 4), ("embed", "heads", "head"), 1),
+        "square": matrix((128, 130), ("embed", "mlp"), 1),
+        "scale": vector(130),
+    }
     stacked = P.tree_map(lambda p: p.stack(2), one)
     layers = [drawn(one, seed) for seed in range(2)]
     layers[1] = jax.tree.map(lambda p: p * 30, layers[1])
@@ -229,7 +261,11 @@ def test_one_program_serves_every_hyperparameter_and_its_buffers_can_be_donated(
     params = start()
     state = optim.init(config(kind), SPECS, h, params)
     before = compiled(kind)._cache_size()
-    for changes in ({}, {"learning_rate": 0.5, "warmup_steps": 0}, {"horizon": 7, "beta1": 0.5, "momentum": 0.1, "weight_decay": 0.0}):
+    for changes in (
+        {},
+        {"learning_rate": 0.5, "warmup_steps": 0},
+        {"horizon": 7, "beta1": 0.5, "momentum": 0.1, "weight_decay": 0.0},
+    ):
         old = jax.tree.leaves((params, state))
         params, state, updates, value = compiled(kind)(params, state, hypers(**changes))
         assert np.isfinite(value) and all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
@@ -281,17 +317,32 @@ def test_muon_orthogonalises_matrices_and_gives_the_rest_to_adam():
     np.testing.assert_allclose(updates["embedding"], -0.1 * 0.25 * jnp.sign(grads["embedding"]), rtol=1e-3)
 
 
+def test_muon_follows_nesterov_momentum():
+    """The second update orthogonalises g2 + mu (g2 + mu g1)."""
+    specs, c, h = {"w": matrix((4, 6), ("embed", "mlp"), 1)}, config("muon", "constant"), constant(momentum=0.8)
+    params, (first, second) = drawn(specs), (drawn(specs, 1), drawn(specs, 2))
+    state = optim.apply(c, specs, h, first, optim.init(c, specs, h, params), params)[1]
+    updates = optim.apply(c, specs, h, second, state, params)[2]
+    expected = optim.orthogonalize(second["w"] + 0.8 * (second["w"] + 0.8 * first["w"])) * -0.1 * 0.2 * np.sqrt(6)
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8), (8, 12), (3, 24, 8), (2, 8, 40)])
 def test_orthogonalize_equals_optax(shape):
     x = jnp.asarray(np.random.default_rng(3).normal(size=shape) * 1e-3, jnp.float32)
     plain = optax.contrib.scale_by_muon(
-        optim.NEWTON_SCHULZ, beta=0.0, nesterov=False, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1)
+        optim.NEWTON_SCHULZ,
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
     )
     expected, _ = jax.jit(lambda x: plain.update(x, plain.init(x)))(x)
     np.testing.assert_allclose(jax.jit(optim.orthogonalize)(x), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((16, 16), None), ((16, 64), None), ((64, 16), None), ((16, 64), jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((16, 16), None), ((16, 64), None), ((64, 16), None), ((16, 64), jnp.bfloat16)]
+)
 def test_orthogonalize_gives_singular_values_about_one(shape, dtype):
     """From a spectrum over two decades; the singular vectors stay, so X^T Y is symmetric and positive."""
     u, _, vt = np.linalg.svd(np.random.default_rng(0).normal(size=shape), full_matrices=False)
@@ -349,12 +400,24 @@ def test_state_shardings_follow_the_parameters(kind):
     placed = list(zip(jax.tree.leaves(got), jax.tree.leaves(abstract), strict=True))
     assert all(leaf.shape == P.flatten(SPECS)[name].shape for name, leaf in placed if name != "everywhere")
     counts = {name: sum(n == name for n, _ in placed) for name in P.flatten(SPECS)}
+    members = jax.eval_shape(
+        jax.vmap(lambda p: optim.init(config(kind), SPECS, hypers(), p)),
+        P.abstract(P.tree_map(lambda p: p.stack(3), SPECS)),
+    )
+    assert set(jax.tree.leaves(optim.state_shardings(members, SPECS, names, "everywhere"))) == {"everywhere"}, (
+        "another shape is no moment"
+    )
     moments = {"sgd": 1, "adam": 2, "adamw": 2, "lion": 1, "adafactor": 0, "schedule-free-adamw": 2}
-    assert counts == {p: moments[kind] if kind != "muon" else 1 if P.flatten(SPECS)[p].kind == "matrix" else 2 for p in counts}
+    assert counts == {
+        p: moments[kind] if kind != "muon" else 1 if P.flatten(SPECS)[p].kind == "matrix" else 2 for p in counts
+    }
 
 
 def test_adafactor_keeps_rows_and_columns_of_one_layer():
-    specs = {"w": matrix((129, 2, 65), ("embed", "heads", "head"), 1).stack(3), "table": P.Param((200, 140), ("vocab", "embed"), NORMAL)}
+    specs = {
+        "w": matrix((129, 2, 65), ("embed", "heads", "head"), 1).stack(3),
+        "table": P.Param((200, 140), ("vocab", "embed"), NORMAL),
+    }
     state = jax.eval_shape(lambda p: optim.init(config("adafactor"), specs, hypers(), p), P.abstract(specs))
     shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
     assert {(3, 129), (3, 130), (200,), (140,)} <= shapes and not shapes & {(3, 129, 130), (200, 140)}
@@ -362,7 +425,14 @@ def test_adafactor_keeps_rows_and_columns_of_one_layer():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", -1.0), ("learning_rate", float("nan")), ("weight_decay", -0.1), ("momentum", 1.0), ("beta1", -0.1), ("beta2", 1.0)]
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("momentum", 1.0),
+        ("beta1", -0.1),
+        ("beta2", 1.0),
+    ]
     + [("eps", 0.0), ("clip_norm", 0.0), ("ema_decay", 1.0), ("adam_ratio", float("inf")), ("kind", "adma")],
 )
 def test_a_bad_field_is_named_with_its_value_and_range(field, value):
@@ -370,7 +440,9 @@ def test_a_bad_field_is_named_with_its_value_and_range(field, value):
         optim.OptimizerConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("kind", "step"), ("warmup_steps", -1), ("horizon", 0), ("floor", 1.5), ("cooldown", -0.5)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("kind", "step"), ("warmup_steps", -1), ("horizon", 0), ("floor", 1.5), ("cooldown", -0.5)]
+)
 def test_a_bad_schedule_field_is_named(field, value):
     with pytest.raises(UserError, match=f"optimizer.schedule.{field} is {value!r}; expected "):
         optim.ScheduleConfig(**{field: value})

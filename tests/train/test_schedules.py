@@ -20,10 +20,14 @@ TO_FLOOR = ("cosine", "linear", "wsd")
 
 def hypers(**changes) -> H.Hypers:
     values = dict.fromkeys(H.Hypers.__dataclass_fields__, 0.0)
-    return H.make(**{**values, "learning_rate": 0.3, "warmup_steps": 10, "horizon": 100, "floor": 0.1, "cooldown": 0.2, **changes})
+    return H.make(
+        **{**values, "learning_rate": 0.3, "warmup_steps": 10, "horizon": 100, "floor": 0.1, "cooldown": 0.2, **changes}
+    )
 
 
-compiled = {kind: jax.jit(jax.vmap(lambda count, h, kind=kind: schedules.rate(kind, count, h), (0, None))) for kind in KINDS}
+compiled = {
+    kind: jax.jit(jax.vmap(lambda count, h, kind=kind: schedules.rate(kind, count, h), (0, None))) for kind in KINDS
+}
 
 
 def rates(kind, steps=128, **changes) -> np.ndarray:
@@ -74,7 +78,12 @@ def test_equal_to_optax_where_comparable():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(KINDS), st.integers(0, 40), st.integers(0, 100), st.floats(0, 1, width=32), st.floats(0, 1, width=32), st.floats(0, 10, width=32)
+    st.sampled_from(KINDS),
+    st.integers(0, 40),
+    st.integers(0, 100),
+    st.floats(0, 1, width=32),
+    st.floats(0, 1, width=32),
+    st.floats(0, 10, width=32),
 )
 def test_bounds_and_continuity(kind, warmup, horizon, floor, cooldown, peak):
     got = rates(kind, warmup_steps=warmup, horizon=horizon, floor=floor, cooldown=cooldown, learning_rate=peak)
@@ -84,7 +93,11 @@ def test_bounds_and_continuity(kind, warmup, horizon, floor, cooldown, peak):
     assert np.all(np.diff(got[max(warmup, 1) :]) <= peak * 1e-6), "never rises after the warm-up"
     if kind in TO_FLOOR:
         np.testing.assert_allclose(got[horizon:], peak * floor, rtol=1e-5, atol=1e-9)
-    steepest = {"cosine": np.pi / 2 / max(horizon - warmup, 1), "linear": 1 / max(horizon - warmup, 1), "wsd": 1 / max(cooldown * horizon, 1)}
+    steepest = {
+        "cosine": np.pi / 2 / max(horizon - warmup, 1),
+        "linear": 1 / max(horizon - warmup, 1),
+        "wsd": 1 / max(cooldown * horizon, 1),
+    }
     if kind in TO_FLOOR and horizon > warmup and (kind != "wsd" or horizon * (1 - cooldown) >= warmup):
         jump = max(steepest[kind], 1 / max(warmup, 1) if warmup else 0)
         assert np.all(np.abs(np.diff(got)) <= peak * jump * 1.0001 + 1e-6)
@@ -97,7 +110,11 @@ def test_degenerate_lengths_are_finite(kind, warmup, horizon):
 
 
 def test_a_warm_up_cut_short_by_the_horizon_keeps_its_slope():
-    np.testing.assert_allclose(rates("cosine", 8, warmup_steps=100, horizon=5), [0.003, 0.006, 0.009, 0.012, 0.015, 0.03, 0.03, 0.03], rtol=1e-5)
+    np.testing.assert_allclose(
+        rates("cosine", 8, warmup_steps=100, horizon=5),
+        [0.003, 0.006, 0.009, 0.012, 0.015, 0.03, 0.03, 0.03],
+        rtol=1e-5,
+    )
 
 
 def test_scalar_of_the_hypers_dtype():

@@ -86,11 +86,14 @@ def test_the_second_signal_ends_the_process_while_it_is_in_a_long_call(first, se
 FORKED = """
     import os, signal, time
     from research.train.signals import Signals
+    ready, started = os.pipe()
     with Signals() as stop:
         child = os.fork()
         if child == 0:
+            os.write(started, b"1")
             time.sleep(60)
             os._exit(0)
+        os.read(ready, 1)
         os.kill(child, signal.SIGTERM)
         status = os.waitpid(child, 0)[1]
         print(os.WTERMSIG(status), stop.requested, flush=True)

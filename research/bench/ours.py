@@ -1,0 +1,114 @@
+"""Our side: the step that `research train` runs, called as its loop calls it.
+
+A side of `worker.py`. `Program` makes the jitted, donating step with everything that training has: the language-modelling loss, clipping,
+AdamW under its schedule, the check for non-finite gradients and all metrics.
+"""
+
+import functools
+import itertools
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+
+from research.bench.shapes import Shape
+from research.core import chips, host
+from research.data import tokenizer
+from research.data.encoding import byte_description
+from research.data.tokens import Corpus, TokenStream
+from research.families import gpt2
+from research.train import config as C
+from research.train.optim import OptimizerConfig, ScheduleConfig
+from research.train.program import Program
+
+BATCHES = 8
+OPTIMIZER = ("learning_rate", "weight_decay", "beta1", "beta2", "eps", "clip_norm")
+
+
+def about() -> dict[str, Any]:
+    """Versions, and the device that the benchmark is about: its platform as JAX and as PyTorch name it, its kind, the compute dtype."""
+    device = jax.devices()[0]
+    accelerator = device.platform != "cpu"
+    return {
+        "versions": {"purestep": _version("purestep"), "jax": jax.__version__, "python": platform.python_version()},
+        "platform": device.platform, "device": {"gpu": "cuda"}.get(device.platform, device.platform), "kind": device.device_kind,
+        "dtype": "bfloat16" if accelerator else "float32",
+    }  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], float]]:
+    """`(facts, run)` for one shape: see `worker.py`."""
+    host.keep_freed_memory()  # as training does
+    shape = Shape(**{name: request[name] for name in Shape.__dataclass_fields__})
+    program = one_device_program(shape, {name: request[name] for name in OPTIMIZER})
+    peak, source = _peak()
+    batches = itertools.cycle([program.put_batch(program.batches(i)) for i in range(BATCHES)])
+    facts = {"params": program.n_params, "flops_per_token": program.flops_per_token, "peak_flops": peak, "peak_source": source}
+    return facts, stepper(program, functools.partial(next, batches))
+
+
+def _peak() -> tuple[float, str]:
+    """FLOP/s of the one device, published or measured now."""
+    chip = chips.lookup(jax.devices()[0].device_kind)
+    if chip:
+        return chip.flops, f"published peak of {chip.name}, dense bfloat16"
+    return chips.measured_matmul_flops(), "measured: 1024 x 1024 float32 matrix product"
+
+
+def config_of(shape: Shape, vocabulary: int | None, optimizer: Mapping[str, float]) -> C.Config:
+    """The run of a shape: GPT-2 without dropout, its layers unrolled, AdamW at a constant rate. None: the tokeniser's vocabulary."""
+    return C.Config(
+        model=gpt2.config(shape.layers, shape.width, shape.heads, vocabulary, shape.context, unroll=shape.layers),
+        optimizer=OptimizerConfig(kind="adamw", schedule=ScheduleConfig(kind="constant", warmup_steps=0), **optimizer),
+        batch_size=shape.batch_size,
+    )
+
+
+def one_device_program(shape: Shape, optimizer: Mapping[str, float]) -> Program:
+    """The program of a shape on the first device, over random tokens."""
+    config = config_of(shape, shape.vocabulary, optimizer)
+    tokens = np.random.default_rng(0).integers(shape.vocabulary, size=BATCHES * shape.tokens + 2 * shape.context + 1)
+    stream = TokenStream(tokens, len(tokens))
+    corpus = Corpus(stream, stream, tokenizer.parse(tokenizer_json(), "the byte tokeniser"), "", "", True)
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    return Program(config, corpus, config.model, mesh, C.hypers(config))
+
+
+def tokenizer_json() -> str:
+    """A tokeniser for the record's sake: random tokens are no text."""
+    import json
+
+    return json.dumps(byte_description())
+
+
+def stepper(program: Program, next_batch: Callable[[], Any]) -> Callable[[int], float]:
+    """`run(n)`: n steps of one state that goes on from call to call, waited for; returns the last loss.
+
+    As in the training loop, one step stays in flight: what became of a step is read when the next has been dispatched.
+    """
+    state = program.initial_state()
+
+    def run(steps: int) -> float:
+        nonlocal state
+        metrics = None
+        for _ in range(steps):
+            before = metrics
+            state, metrics = program.step(state, next_batch(), program.hypers)
+            if before is not None:
+                int(before["skipped_in_a_row"])
+        jax.block_until_ready(state)
+        assert metrics is not None
+        return float(metrics["loss"])
+
+    return run

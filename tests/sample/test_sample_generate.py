@@ -1,0 +1,222 @@
+"""Generation against the uncached forward, and what a row may depend on."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.core.errors import UserError
+from research.data import tokenizer as T
+from research.data.encoding import char_description
+from research.model import transformer
+from research.model.config import ModelConfig, RopeConfig
+from research.sample import decode as D
+from research.sample.generate import Sampling, generate, padded_length, prompt_ids
+
+BASE = ModelConfig(vocab_size=257, context=20, width=32, layers=1, heads=4, mlp_width=48, tied=False)
+PROMPTS = ["def f(x):", "a", "import numpy"]
+TOKENS = 24  # some prompts and windows are shorter, and so is the context of the models that can go beyond it
+
+ARCHITECTURES = {
+    "rotary, grouped-query, qk-norm": {"kv_heads": 2, "qk_norm": "head", "layers": 2},
+    "alternating window, partial interleaved rotary, 3 layers of a 2-pattern": {
+        "layers": 3,
+        "patterns": ("sliding", "full"),
+        "window": 6,
+        "rope": RopeConfig(fraction=0.5, layout="interleaved"),
+    },
+    "alibi, strided, parallel": {
+        "positions": "alibi",
+        "patterns": ("strided",),
+        "window": 4,
+        "stride": 5,
+        "residual": "parallel",
+    },
+    "learned, as GPT-2": {
+        "positions": "learned",
+        "context": 48,
+        "norm": "layer",
+        "activation": "gelu-tanh",
+        "bias": ("query", "key", "value", "attention-output", "mlp-in", "mlp-out", "norm"),
+    },
+    "sinusoidal, post-norm, soft caps, scaled embedding": {
+        "positions": "sinusoidal",
+        "norm_placement": "post",
+        "attention_soft_cap": 5.0,
+        "logit_soft_cap": 9.0,
+        "embedding_scale": "sqrt-width",
+    },
+}
+
+
+def uncached_greedy(params, config, prompt: bytes, count: int, penalty: float = 1.0) -> list[int]:
+    """The argmax of the plain forward, token after token; tokens to come are padding, which causality hides."""
+    tokens = [*prompt]
+    for _ in range(count):
+        padded = jnp.array([tokens + [0] * (48 - len(tokens))])
+        logits = np.array(forward(params, padded, config)[0, len(tokens) - 1])
+        seen = np.unique(tokens)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+        tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :]
+
+
+forward = jax.jit(transformer.forward, static_argnums=2)
+
+
+def until_separator(tokens: list[int]) -> list[int]:
+    return tokens[: tokens.index(256) + 1] if 256 in tokens else tokens
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_is_the_argmax_of_the_uncached_forward(name, tokenizer, tiny):
+    config = dataclasses.replace(BASE, **ARCHITECTURES[name])
+    params = tiny.params(config)
+    results = generate(params, config, tokenizer, PROMPTS, Sampling(max_tokens=TOKENS, temperature=0))
+    expected = [until_separator(uncached_greedy(params, config, p.encode(), TOKENS)) for p in PROMPTS]
+    assert [list(one.tokens) for one in results] == expected
+    assert len({t for tokens in expected for t in tokens}) >= 10, "the test sees too few different tokens to mean anything"
+    assert [bytes(one.prompt_tokens).decode() for one in results] == PROMPTS
+    assert all(one.text == tokenizer.decode(one.tokens) for one in results)
+
+
+@pytest.fixture(scope="module")
+def base(tiny):
+    return tiny.params(BASE)
+
+
+def test_the_penalty_counts_prompt_and_output(base, tokenizer):
+    sampling = Sampling(max_tokens=16, temperature=0, repetition_penalty=1.8)
+    result = generate(base, BASE, tokenizer, PROMPTS[2:], sampling)[0]
+    assert list(result.tokens) == until_separator(uncached_greedy(base, BASE, PROMPTS[2].encode(), 16, 1.8))
+    assert list(result.tokens) != until_separator(uncached_greedy(base, BASE, PROMPTS[2].encode(), 16))
+
+
+DRAWN = Sampling(max_tokens=20, temperature=0.9, top_p=0.95, num=2, seed=7)
+
+
+def test_a_prompt_continues_the_same_alone_and_in_any_batch(base, tokenizer):
+    together = generate(base, BASE, tokenizer, PROMPTS, DRAWN)
+    alone = [one for prompt in PROMPTS for one in generate(base, BASE, tokenizer, [prompt], DRAWN)]
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
+    assert len({one.tokens for one in together}) == 6
+    again = generate(base, BASE, tokenizer, [PROMPTS[0]] * 2, dataclasses.replace(DRAWN, num=1))
+    assert [one.tokens for one in again] == [one.tokens for one in together[:2]]
+    other = generate(base, BASE, tokenizer, PROMPTS[:1], dataclasses.replace(DRAWN, seed=8))
+    assert {one.tokens for one in other}.isdisjoint({one.tokens for one in together})
+
+
+def test_a_token_does_not_depend_on_how_many_follow(base, tokenizer):
+    short = generate(base, BASE, tokenizer, PROMPTS[:1], dataclasses.replace(DRAWN, max_tokens=5))
+    long = generate(base, BASE, tokenizer, PROMPTS[:1], dataclasses.replace(DRAWN, max_tokens=20))
+    assert [one.tokens for one in short] == [one.tokens[:5] for one in long]
+
+
+def test_streamed_text_joins_to_the_text(base, tokenizer):
+    streamed: dict[int, str] = {}
+
+    def on_text(row, text):
+        streamed[row] = streamed.get(row, "") + text
+
+    results = generate(base, BASE, tokenizer, PROMPTS, DRAWN, on_text)
+    assert [streamed.get(row, "") for row in range(6)] == [one.text for one in results]
+
+
+def test_a_stop_string_ends_only_its_own_row(base, tokenizer):
+    plain = generate(base, BASE, tokenizer, PROMPTS, DRAWN)
+    stop = next(t[3:5] for t in (one.text for one in plain) if len(t) >= 5 and "\ufffd" not in t[3:5])
+    results = generate(base, BASE, tokenizer, PROMPTS, dataclasses.replace(DRAWN, stop=(stop,)))
+    for before, after in zip(plain, results, strict=True):
+        assert after.text == before.text.split(stop)[0]
+        assert after.finish_reason == ("stop" if stop in before.text else before.finish_reason)
+    assert {one.finish_reason for one in results} >= {"stop", "length"}
+
+
+def test_later_calls_compile_nothing(base, tokenizer):
+    generate(base, BASE, tokenizer, ["abc"], DRAWN)
+    programs = D.prefill._cache_size(), D.decode._cache_size()
+    again = dataclasses.replace(DRAWN, max_tokens=31, top_p=0.5, temperature=0.3, seed=2)
+    generate(base, BASE, tokenizer, ["a longer one"], again)
+    assert (D.prefill._cache_size(), D.decode._cache_size()) == programs
+
+
+LEARNED = dataclasses.replace(BASE, positions="learned", context=24)
+
+
+def test_learned_positions_end_a_row_and_no_other(tokenizer, tiny):
+    params = tiny.params(LEARNED)
+    prompts = ["p" * 24, "q" * 9, "r"]
+    sampling = Sampling(max_tokens=16, seed=3)
+    results = generate(params, LEARNED, tokenizer, prompts, sampling)
+    assert [(len(one.tokens), one.finish_reason) for one in results] == [(1, "context"), (16, "length"), (16, "length")]
+    assert results[1].tokens == generate(params, LEARNED, tokenizer, prompts[1:2], sampling)[0].tokens
+    with pytest.raises(UserError, match="25 tokens, the model 24 learned positions"):
+        generate(params, LEARNED, tokenizer, ["p" * 25], sampling)
+
+
+def test_no_tokens_and_no_prompts(base, tokenizer):
+    seen = []
+    sampling = Sampling(max_tokens=0, num=2)
+    results = generate(base, BASE, tokenizer, ["abc"], sampling, lambda *text: seen.append(text))
+    assert [(one.text, one.tokens, one.finish_reason) for one in results] == [("", (), "length")] * 2
+    assert seen == [] and generate(base, BASE, tokenizer, [], Sampling()) == []
+
+
+def test_an_empty_prompt_starts_from_the_separator_or_a_line_end(tokenizer):
+    assert prompt_ids(tokenizer, "").tolist() == [256]
+    assert prompt_ids(characters("ab\n"), "").tolist() == [0]
+    with pytest.raises(UserError, match="nothing to start from"):
+        prompt_ids(characters("ab"), "")
+
+
+def characters(alphabet: str) -> T.Tokenizer:
+    return T.parse(json.dumps(char_description(alphabet)), "test")
+
+
+def test_ids_that_the_tokeniser_lacks_are_never_drawn(base, tiny):
+    sampling = Sampling(max_tokens=30, repetition_penalty=1.1)
+    result = generate(base, BASE, characters("abcd"), ["a"], sampling)[0]
+    assert set(result.tokens) == {0, 1, 2, 3}
+    with pytest.raises(UserError, match="5 ids, the model 4"):
+        small = dataclasses.replace(BASE, vocab_size=4)
+        generate(tiny.params(small), small, characters("abcde"), ["a"], Sampling())
+
+
+def test_parameters_are_cast_once_and_only_what_the_model_casts(tiny):
+    config = dataclasses.replace(BASE, dtype="bfloat16", layers=3, patterns=("sliding", "full"))
+    params = tiny.params(config)
+    model = D.prepare(params, config)
+    assert model.config.patterns == ("sliding", "full", "sliding")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params["decoder"])} == {"bfloat16"}
+    assert model.params["final_norm"]["scale"].dtype == jnp.float32
+
+
+def test_layers_keep_their_order_when_they_are_unstacked(tiny):
+    config = dataclasses.replace(BASE, layers=5, patterns=("sliding", "full"), window=2)
+    params, tokens = tiny.params(config), jnp.arange(12)[None]
+    model = D.prepare(params, config)
+    assert len(model.params["decoder"]["0"]) == 5
+    ours, stacked = forward(model.params, tokens, model.config), forward(params, tokens, config)
+    np.testing.assert_allclose(ours, stacked, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_are_padded_to_few_lengths():
+    lengths = {padded_length(n, BASE) for n in range(1, 200)}
+    assert lengths == {16, 32, 64, 128, 256}
+    assert all(padded_length(n, BASE) >= n for n in range(1, 200))
+    assert padded_length(20, LEARNED) == 24
+
+
+BAD = {
+    "max_tokens": -1, "temperature": float("nan"), "top_k": 0, "top_p": 0.0, "min_p": 1.5, "repetition_penalty": 0.0,
+    "num": 0, "seed": -1, "stop": ("",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_value_out_of_range_is_named(name):
+    with pytest.raises(UserError, match=f"{name} is .*expected"):
+        Sampling(**{name: BAD[name]})
