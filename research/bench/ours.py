@@ -6,6 +6,7 @@ AdamW under its schedule, the check for non-finite gradients and all metrics.
 
 import functools
 import itertools
+import json
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -80,16 +81,10 @@ def one_device_program(shape: Shape, optimizer: Mapping[str, float]) -> Program:
     config = config_of(shape, shape.vocabulary, optimizer)
     tokens = np.random.default_rng(0).integers(shape.vocabulary, size=BATCHES * shape.tokens + 2 * shape.context + 1)
     stream = TokenStream(tokens, len(tokens))
-    corpus = Corpus(stream, stream, tokenizer.parse(tokenizer_json(), "the byte tokeniser"), "", "", True)
+    unused = tokenizer.parse(json.dumps(byte_description()), "the byte tokeniser")
+    corpus = Corpus(stream, stream, unused, "", "", True)
     mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     return Program(config, corpus, config.model, mesh, C.hypers(config))
-
-
-def tokenizer_json() -> str:
-    """A tokeniser for the record's sake: random tokens are no text."""
-    import json
-
-    return json.dumps(byte_description())
 
 
 def stepper(program: Program, next_batch: Callable[[], Any]) -> Callable[[int], float]:

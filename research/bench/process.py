@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import research
 from research.core.errors import UserError
 
-HERE = Path(__file__).parent
+WORKER = Path(__file__).with_name("worker.py")
+ENDS_WITHIN = 10.0  # seconds that a process has to end once its output has
 ANSWER_WITHIN = 1800.0  # seconds; a side that takes longer is taken to hang
 
 Reply = dict[str, Any]
@@ -57,12 +57,10 @@ def started(side: Side, answer_within: float = ANSWER_WITHIN) -> Iterator[Ask]:
 
 
 def _start(side: Side, errors: IO[str]) -> subprocess.Popen:
-    root = str(Path(research.__file__).parent.parent)
-    ours = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))} if side.script.parent == HERE else {}
-    command = [side.python, "-u", str(HERE / "worker.py"), str(side.script)]
+    command = [side.python, "-u", str(WORKER), str(side.script)]
     pipe = subprocess.PIPE
     try:
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env={**os.environ, **ours, **side.environment})
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env={**os.environ, **side.environment})
     except OSError as error:
         raise UserError(f"{side.python} cannot be run as Python for {side.name}: {error.strerror or error}") from None
 
@@ -76,15 +74,18 @@ def _ask(process: subprocess.Popen, errors: IO[str], request: dict[str, Any], an
         process.stdin.flush()
         return json.loads(process.stdout.readline())
     except (OSError, ValueError):
-        return {"error": "died", "text": _last_words(process, errors)}
+        late = timer.finished.is_set()
+        return {"error": "died", "text": f"no answer within {answer_within:g} s" if late else _last_words(process, errors)}
     finally:
         timer.cancel()
 
 
 def _last_words(process: subprocess.Popen, errors: IO[str]) -> str:
     """How a process ended, and the last line that it wrote."""
-    process.kill()
-    code = process.wait()
+    try:
+        code = process.wait(ENDS_WITHIN)
+    except subprocess.TimeoutExpired:
+        return "its process gave an answer that is none"
     errors.seek(0)
     lines = [line.strip() for line in errors if line.strip()]
     how = f"its process ended with {signal.Signals(-code).name}" if code < 0 else f"its process ended with code {code}"

@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from research.core.dtypes import at_least_float32
+from research.core.errors import UserError
 from research.model.layers import dropout, soft_cap
 
 BLOCK = 512  # queries in a block of the blocked implementation
@@ -143,6 +144,11 @@ def choose(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> str:
 def attend(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, rate=None, key=None, implementation="auto") -> jax.Array:
     """Attention's output, (B, T, N, H). `rate` and `key` drop attention weights; absent without both."""
     rate = None if key is None else rate
+    if implementation == "cudnn" and not cudnn_fits(q_BTNH, k_BSKH, mask, cap, bias, rate):
+        raise UserError(
+            "model.attention is cudnn, which needs bfloat16 or float16, a head size that is a multiple of 8 up to 256, no dropout, "
+            "soft cap or ALiBi, whole documents and no strided pattern; use auto"
+        )
     name = choose(q_BTNH, k_BSKH, mask, cap, bias, rate) if implementation == "auto" else implementation
     _say(name)
     function = {"plain": plain, "blocked": blocked, "cudnn": cudnn}[name]

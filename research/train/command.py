@@ -90,9 +90,9 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
     argv, source = take_option(list(argv), "--config")
     config = experiment.config if source is None else read_config(experiment.config, source)
     arguments: Arguments = core_config.parse(Arguments(config), argv, prog, experiment.description)
-    experiment = dataclasses.replace(experiment, config=arguments.config)
+    experiment = dataclasses.replace(experiment, config=arguments.experiment)
     if arguments.print_config:
-        print(json.dumps(core_config.to_dict(arguments.config), indent=None if arguments.json else 2))
+        print(json.dumps(core_config.to_dict(experiment.config), indent=None if arguments.json else 2))
         return 0
     result = fit(experiment, resume=arguments.resume, fresh=arguments.fresh, profile=arguments.profiled())
     stopped_by = result.summary["stopped_by"]
@@ -101,7 +101,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
     if stopped_by.startswith("SIG"):
         return EXIT_SIGNAL + signal.Signals[stopped_by]
     if stopped_by == "non_finite":
-        to_stderr(f"error: {arguments.config.max_skipped} steps in a row were not finite; the last good state is saved in {result.run.path}. "
+        to_stderr(f"error: {experiment.config.max_skipped} steps in a row were not finite; the last good state is saved in {result.run.path}. "
                   "Lower --optimizer.learning-rate or look at the data.")  # fmt: skip
         return EXIT_BAD_INPUT
     return 0

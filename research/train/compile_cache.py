@@ -29,6 +29,7 @@ MAX_BYTES, MAX_ENTRIES = 2 * 1024**3, 2_000
 CHECKED = "checked.json"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 HEADER_BYTES = 4  # the compile time, before the program
+DIRECTORY = "jax_compilation_cache_dir"
 # Small programs too: a start compiles a hundred of them, at 30 ms each against 7 ms to read one (2 cores, jax 0.10.2).
 THRESHOLDS = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
 FALSE_ALARM = re.compile(rb"cpu_aot_loader.*Target machine feature \+prefer-")
@@ -44,7 +45,7 @@ def enable(cache_dir: str | Path | None = None) -> Path | None:
     """
     import jax
 
-    if chosen := jax.config.values["jax_compilation_cache_dir"]:
+    if chosen := getattr(jax.config, DIRECTORY):
         return Path(chosen)
     base = Path(cache_dir) if cache_dir is not None else research_cache_dir() / "xla"
     folder = base / machine_key()
@@ -60,7 +61,7 @@ def enable(cache_dir: str | Path | None = None) -> Path | None:
     for name, value in THRESHOLDS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(DIRECTORY, str(folder))
     if "avx512f" in cpu_features():
         _hush_loading()
     return folder

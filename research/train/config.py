@@ -111,7 +111,8 @@ class Experiment:
 class Arguments:
     """The command line of an experiment: the config's fields by their own names, and how to run."""
 
-    config: Annotated[Config, tyro.conf.arg(name="")]
+    experiment: Annotated[Config, tyro.conf.arg(name="")]
+    config: str | None = None  # start from this JSON: a run's config.json, or an object of config fields
     resume: bool = True  # go on with a run directory that exists; --no-resume: refuse
     fresh: bool = False  # delete the run directory first
     profile: str | None = None  # A:B writes a trace of those steps into the run directory
@@ -119,7 +120,7 @@ class Arguments:
     json: bool = False  # the last line of standard output is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
 
-    flattened = ("config",)
+    flattened = ("experiment",)
 
     def __post_init__(self):
         self.profiled()

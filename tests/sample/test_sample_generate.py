@@ -78,7 +78,9 @@ def test_greedy_is_the_argmax_of_the_uncached_forward(name, tokenizer, tiny):
     results = generate(params, config, tokenizer, PROMPTS, Sampling(max_tokens=TOKENS, temperature=0))
     expected = [until_separator(uncached_greedy(params, config, p.encode(), TOKENS)) for p in PROMPTS]
     assert [list(one.tokens) for one in results] == expected
-    assert len({t for tokens in expected for t in tokens}) >= 10, "the test sees too few different tokens to mean anything"
+    assert len({t for tokens in expected for t in tokens}) >= 10, (
+        "the test sees too few different tokens to mean anything"
+    )
     assert [bytes(one.prompt_tokens).decode() for one in results] == PROMPTS
     assert all(one.text == tokenizer.decode(one.tokens) for one in results)
 
