@@ -12,8 +12,12 @@ def train(argv: Sequence[str]) -> int:
     """NAME [overrides]: run an experiment, by name or by the path of its file"""
     from research.train import command, experiments
 
+    usage = f"usage: research train NAME [overrides]; there are {', '.join(experiments.names())}"
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"{usage}\nresearch train NAME --help lists an experiment's options.")
+        return 0
     if not argv or argv[0].startswith("-"):
-        raise UserError(f"usage: research train NAME [overrides]; there are {', '.join(experiments.names())}")
+        raise UserError(usage)
     experiment = experiments.load(argv[0])
     return command.run_experiment(experiment, argv[1:], f"research train {argv[0]}")
 

@@ -14,7 +14,7 @@ from research.core.errors import UserError
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON values: nested dicts, lists, numbers, strings, None."""
 
-    def plain(x):
+    def plain(x: Any) -> Any:
         if dataclasses.is_dataclass(x) and not isinstance(x, type):
             return {f.name: plain(getattr(x, f.name)) for f in dataclasses.fields(x)}
         return [plain(item) for item in x] if isinstance(x, (list, tuple)) else x

@@ -3,7 +3,7 @@ them."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 Put = TypeVar("Put")
@@ -11,7 +11,7 @@ Put = TypeVar("Put")
 
 def prefetch(
     make_batch: Callable[[int], Any], start: int, stop: int | None, put: Callable[[Any], Put], depth: int = 2
-) -> Iterator[Put]:
+) -> Generator[Put, None, None]:
     """Yields `put(make_batch(step))` for the steps from `start` to below `stop` (without end for None), in order.
 
     A thread keeps up to `depth` results ready, from the first `next` on. What `make_batch` or `put` raises is raised
@@ -72,7 +72,7 @@ def _produce(
 
 def _consume(
     queue: _Queue, make_batch: Callable[[int], Any], start: int, stop: int | None, put: Callable[[Any], Put]
-) -> Iterator[Put]:
+) -> Generator[Put, None, None]:
     thread = threading.Thread(target=_produce, args=(queue, make_batch, start, stop, put), name="prefetch", daemon=True)
     thread.start()
     try:

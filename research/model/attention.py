@@ -4,7 +4,9 @@ softmax(q k^T / sqrt(H) + bias) v ("Attention Is All You Need", equation 1) over
 what it is (pattern, positions, segments), never a dense array of booleans, so a fused kernel can be told it in its own terms.
 """
 
+import dataclasses
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +104,7 @@ def blocked(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, r
     @jax.checkpoint
     def one(block):
         index, piece = block
-        here = mask.replace(query_positions_BT=piece["positions"], key_positions_BS=k_pos, query_segments_BT=piece.get("segments"))
+        here = dataclasses.replace(mask, query_positions_BT=piece["positions"], key_positions_BS=k_pos, query_segments_BT=piece.get("segments"))
         here_key = None if key is None else jax.random.fold_in(key, index)
         return plain(piece["q"], k_BSKH, v_BSKH, here, scale=scale, cap=cap, bias=bias, rate=rate, key=here_key)
 
@@ -129,8 +131,6 @@ def cudnn_fits(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> bool:
 
 @functools.cache
 def _say(name: str) -> None:
-    import logging
-
     logging.getLogger(__name__).info("attention: %s implementation", name)
 
 

@@ -64,17 +64,15 @@ def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig, axes: int =
 
 def activate(x: jax.Array, gate: jax.Array | None, kind: str) -> jax.Array:
     """The feed-forward non-linearity. Gated kinds (GLU variants, arXiv 2002.05202) return `f(gate) * x`."""
+    if gate is not None:
+        return (jax.nn.silu(gate) if kind == "swiglu" else jax.nn.gelu(gate, approximate=kind == "geglu-tanh")) * x
     if kind == "relu":
         return jax.nn.relu(x)
     if kind == "relu2":  # Primer, arXiv 2109.08668
         return jnp.square(jax.nn.relu(x))
     if kind == "sigmoid":
         return jax.nn.sigmoid(x)
-    if kind in ("gelu", "gelu-tanh"):  # arXiv 1606.08415; tanh is GPT-2's approximation
-        return jax.nn.gelu(x, approximate=kind == "gelu-tanh")
-    if kind == "swiglu":
-        return jax.nn.silu(gate) * x
-    return jax.nn.gelu(gate, approximate=kind == "geglu-tanh") * x
+    return jax.nn.gelu(x, approximate=kind == "gelu-tanh")  # arXiv 1606.08415; tanh is GPT-2's approximation
 
 
 def dropout(x: jax.Array, rate: jax.Array | float | None, key: jax.Array | None) -> jax.Array:
@@ -85,7 +83,6 @@ def dropout(x: jax.Array, rate: jax.Array | float | None, key: jax.Array | None)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def lookup(table_VD: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
     """Rows of the table, cast to `dtype`: shape `tokens.shape + (D,)`.
 
@@ -93,11 +90,16 @@ def lookup(table_VD: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
     issue 46225): a one-hot matrix product for small vocabularies, a sum over sorted runs for large ones, accumulated in the
     dtype of the table.
     """
+    return jnp.asarray(_lookup(table_VD, tokens, dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _lookup(table_VD, tokens, dtype):
     return table_VD[tokens].astype(dtype)
 
 
 def _lookup_forward(table_VD, tokens, dtype):
-    return lookup(table_VD, tokens, dtype), (table_VD.shape[0], tokens, jnp.zeros((), table_VD.dtype))
+    return _lookup(table_VD, tokens, dtype), (table_VD.shape[0], tokens, jnp.zeros((), table_VD.dtype))
 
 
 def _lookup_backward(dtype, residuals, g):
@@ -111,7 +113,7 @@ def _lookup_backward(dtype, residuals, g):
     return jax.ops.segment_sum(rows[order], ids[order], vocab, indices_are_sorted=True), None
 
 
-lookup.defvjp(_lookup_forward, _lookup_backward)
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

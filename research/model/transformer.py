@@ -8,6 +8,7 @@
 Layers are segments of a repeating pattern. Each slot of the pattern is stacked over its repeats and the repeats are scanned.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ def forward(params: P.Tree, tokens_BT: jax.Array, config: ModelConfig) -> jax.Ar
 def apply(params: P.Tree, inputs, config: ModelConfig, **options) -> Output:
     """`hidden`, then the head: outputs are logits (B, T, V). Options as for `hidden`."""
     out = hidden(params, inputs, config, **options)
-    return out.replace(outputs=head.logits(params, out.outputs, config))
+    return dataclasses.replace(out, outputs=head.logits(params, out.outputs, config))
 
 
 def hidden(
@@ -94,7 +95,6 @@ def hidden(
     x_BTD = _embed(params["embed"], inputs["tokens"], config, dtype, context, key)
     if cache is not None:
         x_BTD, cache, record = _decode(params["decoder"], x_BTD, config, context, cache)
-        cache = cache.replace(lengths_B=cache.lengths_B + jnp.sum(context.written_BT >= 0, axis=1))
     else:
         x_BTD, record = _decoder(params["decoder"], x_BTD, config, context, key)
     if "final_norm" in params:
@@ -133,10 +133,10 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
         x_BTD = x_BTD * jnp.asarray(config.width**0.5, dtype)
     T = tokens_BT.shape[1]
     if config.positions == "learned":
-        plain = context.positions_BT is None
-        if plain and T > config.context:
+        where = context.positions_BT
+        if where is None and T > config.context:
             raise ValueError(f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context")
-        x_BTD = x_BTD + (p["positions"][None, :T].astype(dtype) if plain else lookup(p["positions"], context.positions_BT, dtype))
+        x_BTD = x_BTD + (p["positions"][None, :T].astype(dtype) if where is None else lookup(p["positions"], where, dtype))
     elif config.positions == "sinusoidal":
         where = jnp.arange(T)[None] if context.positions_BT is None else context.positions_BT
         x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)
@@ -202,4 +202,5 @@ def _decode(p, x_BTD, config: ModelConfig, context: block.Context, cache: Cache)
                 taps.append(seen)
                 done += 1
     stacked = {} if not context.taps else {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
-    return x_BTD, cache.replace(layers=tuple(layers)), stacked
+    written_B = jnp.sum(jnp.asarray(context.written_BT) >= 0, axis=1)
+    return x_BTD, Cache(layers=tuple(layers), lengths_B=cache.lengths_B + written_B), stacked

@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,9 @@ def _train(config: Config, built: program.Program, run: RunDir, saver: Checkpoin
             loop = Loop(config, built, run, saver, console, signals)
             stopped_by = loop.go(profile)
         except Exception as error:
-            raise out_of_memory(error) or error from error
+            if (explained := out_of_memory(error)) is not None:
+                raise explained from error
+            raise
         summary = summarise(loop, stopped_by)
         console.say(f"stopped by {stopped_by} at step {loop.step} after {duration(loop.seconds())}; {run.path}")
     return Result(summary, loop.state, built, run)
@@ -96,8 +100,10 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
         return 0
     result = fit(experiment, resume=arguments.resume, fresh=arguments.fresh, profile=arguments.profiled())
     stopped_by = result.summary["stopped_by"]
+    if result.state is None:
+        print(f"{result.run.path} is finished (stopped by {stopped_by} at step {result.summary['steps']}): nothing to train")
     if arguments.json:
-        print(json.dumps(result.summary), flush=True)
+        print(json.dumps(finite(result.summary)), flush=True)
     if stopped_by.startswith("SIG"):
         return EXIT_SIGNAL + signal.Signals[stopped_by]
     if stopped_by == "non_finite":
@@ -105,6 +111,11 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
                   "Lower --optimizer.learning-rate or look at the data.")  # fmt: skip
         return EXIT_BAD_INPUT
     return 0
+
+
+def finite(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with null for numbers that are not finite, which JSON lacks."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in summary.items()}
 
 
 def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -134,15 +145,38 @@ def read_config(default: Config, path: str) -> Config:
 
 
 def guarded(function: Callable[[], int], debug: bool) -> int:
-    """The function's exit code; a UserError becomes one line on standard error and code 2."""
+    """The function's exit code; a UserError becomes one line on standard error and code 2.
+
+    SIGINT and SIGTERM outside of training, where nothing is there to be saved, end the process with 130 and 143.
+    """
     try:
-        return function()
+        with ending_on_sigterm():
+            return function()
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL + signal.SIGINT
     except UserError as error:
         if debug:
             traceback.print_exc()
         else:
             to_stderr(f"error: {' '.join(str(error).split())}")
         return EXIT_BAD_INPUT
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves by SystemExit, so that what is open is closed. Python allows handlers in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(EXIT_SIGNAL + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:

@@ -82,7 +82,8 @@ def identity(config: Config, **fingerprints: str) -> dict[str, Any]:
     rate, so a cosine run goes on beyond its `steps` only by naming its horizon from the start.
     """
     fields = {name: value for name, value in C.flat(C.to_dict(config)).items() if name not in FREE | {"data", "tokenizer"}}
-    return {**fields, "optimizer.schedule.horizon": config.horizon if config.optimizer.schedule.kind != "constant" else None, **fingerprints}
+    ends = config.optimizer.schedule.kind in ("cosine", "linear", "wsd")
+    return {**fields, "optimizer.schedule.horizon": config.horizon if ends else None, **fingerprints}
 
 
 def hypers(config: Config) -> H.Hypers:

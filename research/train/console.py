@@ -26,14 +26,14 @@ class Console:
     """Lines go to standard output and to `log`; on a terminal, a bar below them shows where the run stands."""
 
     def __init__(self, total: int, done: int, log: Callable[[str], None]):
-        self._log, self._total, self._bar, self._task = log, total, None, None
+        self._log, self._total, self._bar = log, total, None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn
 
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[status]}"))
             self._bar = Progress(*columns, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task("train", total=total, completed=done, status="")
+            self._bar.add_task("train", total=total, completed=done, status="")
 
     def say(self, line: str) -> None:
         """One line for the person and the log."""
@@ -49,7 +49,7 @@ class Console:
         loss = f"loss {record['loss']:.4f}  {count(record['tokens_per_second'])} tokens/s{mfu}  {duration(left)} left"
         self._log(f"step {step}  {loss}")
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, total=self._total, status=loss)
+            self._bar.update(self._bar.task_ids[0], completed=step, total=self._total, status=loss)
         else:
             print(f"step {step}/{self._total}  {loss}", flush=True)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import sys
 from pathlib import Path
 
 from research.core.errors import UserError
@@ -31,6 +32,9 @@ def load(name: str) -> Experiment:
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    if name.endswith(".py") and str(path.parent.resolve()) not in sys.path:
+        sys.path.insert(0, str(path.parent.resolve()))  # as running the file itself would
     spec.loader.exec_module(module)
     experiment = getattr(module, "EXPERIMENT", None)
     if not isinstance(experiment, Experiment):

@@ -17,7 +17,7 @@ from research.train.checkpoint import Checkpointer
 from research.train.config import Config
 from research.train.console import Console, duration
 from research.train.program import Program
-from research.train.rundir import RunDir
+from research.train.rundir import RunDir, read_metrics, read_samples
 from research.train.signals import Signals
 from research.train.step import LOSS_IS_BAD, State
 
@@ -36,6 +36,7 @@ class Progress:
     train_loss: float | None = None
     eval_loss: float | None = None
     eval_step: int = -1
+    milestone: int = 0  # the last step whose evaluation, samples and checkpoint were done
 
     def evaluated(self, step: int, loss: float) -> bool:
         """Takes in an evaluation and returns whether it is the best so far."""
@@ -71,7 +72,10 @@ class Loop:
         self.saved_step = -1 if restored is None else self.step
         if restored is not None:
             console.say(f"resumed from step {self.step} of {run.path}")
-        run.cut_back(self.step)
+        run.cut_back(self.step if self.step else -1)  # -1: the sample of step 0 is drawn again
+        # What a start that was killed before its checkpoint had written, and this one does again.
+        self.written = {(record["step"], record.get("split")) for record in read_metrics(run.path)}
+        self.written |= {(step, "sample") for step, _ in read_samples(run.path)}
         self.started, self.seconds_before = time.perf_counter(), self.progress.seconds
         self.logged = (self.started, self.step)
         self.skipped_in_a_row = 0
@@ -82,6 +86,7 @@ class Loop:
     def go(self, profile: tuple[int, int] | None) -> str:
         """Trains until a stop condition holds and returns its name. The state of that moment is on disk when it returns."""
         config = self.config
+        self.milestone()  # what a signal left undone
         stop = self.why_stop()
         if self.step == 0 and stop is None and config.sample_every is not None:
             self.sample()
@@ -94,13 +99,14 @@ class Loop:
                 self.progress.tokens += config.batch_size * config.model.context
                 self.pending.append((self.step, metrics))
                 self.take(all_of_them=self.is_milestone(self.step))
-                if self.signals.requested is None:
-                    self.milestone()
+                self.milestone()
                 stop = self.why_stop()
         self.take(all_of_them=True)
-        interrupted = stop.startswith("SIG")
-        if not interrupted and self.progress.eval_step != self.step and stop != "non_finite":
-            self.evaluate()
+        if self.signals.requested is None and stop != "non_finite" and self.progress.eval_step != self.step:
+            best = self.evaluate()
+            self.save(bool(best))
+            if best is None:  # a signal has cut it short
+                stop = self.why_stop() or stop
         if self.saved_step != self.step:
             self.save()
         self.saver.wait()
@@ -113,12 +119,17 @@ class Loop:
         return step == config.steps or any(every is not None and step % every == 0 for every in cadences)
 
     def milestone(self) -> None:
-        """The evaluation, samples and checkpoint that are due after this step."""
+        """The evaluation, samples and checkpoint that are due after this step. What a signal cuts short stays due."""
         config, best = self.config, False
+        if self.progress.milestone == self.step or self.signals.requested is not None:
+            return
         if self.step % config.eval_every == 0 or self.step == config.steps:
             best = self.evaluate()
+            if best is None:
+                return
         if config.sample_every is not None and self.step % config.sample_every == 0:
             self.sample()
+        self.progress.milestone = self.step
         if best or self.step % config.checkpoint_every == 0 or self.step == config.steps:
             self.save(best)
 
@@ -143,7 +154,7 @@ class Loop:
         """Reads the metrics of finished steps. One step stays in flight, so that the host never waits for the device it feeds."""
         while len(self.pending) > (0 if all_of_them else 1):
             step, metrics = self.pending.popleft()
-            self.skipped_in_a_row = int(metrics["skipped_in_a_row"])
+            self.skipped_in_a_row, self.progress.train_loss = int(metrics["skipped_in_a_row"]), float(metrics["loss"])
             if self.skipped_in_a_row:
                 self.console.say(f"step {step}: {self.program.name_bad_leaf(int(metrics['bad_leaf']))} is not finite; the update is skipped"
                                  f" ({self.skipped_in_a_row} in a row)")  # fmt: skip
@@ -154,7 +165,6 @@ class Loop:
         now, (then, step_then) = time.perf_counter(), self.logged
         self.logged = (now, step)
         rate = (step - step_then) * self.config.batch_size * self.config.model.context / max(now - then, 1e-9)
-        self.progress.train_loss = metrics["loss"]
         record = {
             "step": step, "split": "train", "loss": metrics["loss"], "grad_norm": metrics["grad_norm"],
             "learning_rate": metrics["learning_rate"], "update_ratio": metrics["update_ratio"], "skipped": int(metrics["skipped"]),
@@ -164,14 +174,17 @@ class Loop:
         self.run.write_metrics(record)
         self.console.progress(step, record, (self.config.steps - step) * (now - then) / max(step - step_then, 1))
 
-    def evaluate(self) -> bool:
-        """The held-out loss, logged; returns whether it is the best so far."""
+    def evaluate(self) -> bool | None:
+        """The held-out loss, logged; returns whether it is the best so far, None if a signal cut it short."""
         began = time.perf_counter()
-        loss = self.program.evaluate(self.state)
+        loss = self.program.evaluate(self.state, interrupted=lambda: self.signals.requested is not None)
+        if loss is None:
+            return None
         best = self.progress.evaluated(self.step, loss)
         bits = self.program.bits_per_byte(loss)
         record = {"step": self.step, "split": "eval", "loss": loss, "bits_per_byte": bits, "time": self.seconds()}
-        self.run.write_metrics(record)
+        if (self.step, "eval") not in self.written:
+            self.run.write_metrics(record)
         took = time.perf_counter() - began
         self.console.say(f"step {self.step}  held-out loss {loss:.4f}  {bits:.3f} bits per byte  ({duration(took)})")
         self.logged = (self.logged[0] + took, self.logged[1])
@@ -180,7 +193,8 @@ class Loop:
     def sample(self) -> None:
         began = time.perf_counter()
         text = self.program.sample(self.state)
-        self.run.write_sample(self.step, text)
+        if (self.step, "sample") not in self.written:
+            self.run.write_sample(self.step, text)
         self.console.say(f"step {self.step}  sample: {text[:80]!r}")
         self.logged = (self.logged[0] + time.perf_counter() - began, self.logged[1])
 

@@ -242,11 +242,12 @@ def _gram_rounds(x: jax.Array) -> jax.Array:
     """The same for matrices at least twice as wide as high, in less work: with P = a I + b A + c A^2, which commutes with A, a round
     is A <- P A P, and the product of all P multiplies X once at the end."""
     a, b, c = NEWTON_SCHULZ
+    gram = x @ x.mT
+    identity = jnp.broadcast_to(jnp.eye(x.shape[-2], dtype=x.dtype), gram.shape)
 
     def polynomial(gram):
-        return a * jnp.eye(x.shape[-2], dtype=x.dtype) + b * gram + c * (gram @ gram)
+        return a * identity + b * gram + c * (gram @ gram)
 
-    gram = x @ x.mT
     product = p = polynomial(gram)
     for _ in range(NEWTON_SCHULZ_ROUNDS - 1):
         gram = (p @ gram) @ p

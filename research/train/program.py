@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -139,10 +139,15 @@ class Program:
     def _evaluate(self) -> Any:
         return self.on_mesh(jax.jit(lm.make_evaluation(self.model)))
 
-    def evaluate(self, state: S.State) -> float:
-        """The mean held-out loss in nats per token."""
-        params = self.eval_params(state, self.hypers)
-        sums = [self._evaluate(params, self.put_batch(batch)) for batch in self._local(self.held_out)]
+    def evaluate(self, state: S.State, interrupted: Callable[[], bool] = lambda: False) -> float | None:
+        """The mean held-out loss in nats per token; None once `interrupted`, which is asked after every batch."""
+        params, sums = self.eval_params(state, self.hypers), []
+        for batch in self._local(self.held_out):
+            sums.append(self._evaluate(params, self.put_batch(batch)))
+            if len(sums) > 1:
+                sums[-2] = jax.device_get(sums[-2])  # one batch stays in flight
+            if interrupted():
+                return None
         total = {name: math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight")}
         return total["nll"] / total["weight"]
 
@@ -165,8 +170,10 @@ class Program:
 
 
 def build(config: C.Config, corpus: Corpus) -> Program:
-    """The program of a config on the devices that are here. Raises UserError when the two do not fit."""
+    """The program of a config on the devices that are here. Raises UserError when they, or the corpus, do not fit it."""
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch_size // config.micro_batches, mesh)
     model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
-    return Program(config, corpus, model, mesh, C.hypers(config))
+    built = Program(config, corpus, model, mesh, C.hypers(config))
+    _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
+    return built

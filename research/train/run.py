@@ -9,7 +9,6 @@ import jax
 
 from research.core import config as core_config
 from research.core import params as P
-from research.core.errors import UserError
 from research.data import tokenizer as tokenizers
 from research.data.tokenizer import Tokenizer
 from research.model import transformer
@@ -17,7 +16,7 @@ from research.model.config import ModelConfig
 from research.train import config as C
 from research.train import rundir
 from research.train import step as S
-from research.train.checkpoint import Checkpointer, restore_subtree
+from research.train.checkpoint import read_state, restore_subtree
 from research.train.program import with_vocabulary
 
 
@@ -64,9 +63,7 @@ class Run:
             return self.trained[1]
         specs, hypers = transformer.specs(self.model), C.hypers(self.config)
         abstract = jax.eval_shape(lambda h: S.init_state(specs, self.config.optimizer, h), hypers)
-        restored = Checkpointer(self.checkpoints).restore(abstract)
-        if restored is None:
-            raise UserError(f"{self.path} has no checkpoint yet")
+        restored = read_state(self.checkpoints, abstract)  # not a Checkpointer, which clears what a running trainer is writing
         return S.eval_params(restored.state, self.config.optimizer, specs, hypers)
 
 

@@ -248,6 +248,14 @@ def read_samples(path: str | Path) -> list[tuple[int, str]]:
     return [(step, entry.partition(b"\n")[2][:-1].decode(errors="replace")) for step, entry in _samples(Path(path))]
 
 
+def read_result(path: str | Path) -> dict[str, Any] | None:
+    """What a finished run ended with; None for one that is not finished."""
+    try:
+        return json.loads((Path(path) / STATUS).read_text())["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def surroundings() -> dict[str, Any]:
     """What the run ran on: versions, git revision, devices."""
     devices = jax.devices()

@@ -4,6 +4,7 @@ Everything that happens between two steps is in the arguments, so the same funct
 hyperparameters.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -120,14 +121,21 @@ def make_step(loss: Callable, specs: P.Tree, config: optim.OptimizerConfig, micr
             clip = jnp.minimum(1, hypers.clip_norm / jnp.maximum(grad_norm, jnp.finfo(grad_norm.dtype).tiny))
             grads = jax.tree.map(lambda g: g * clip.astype(g.dtype), grads)
         rate = schedules.rate(config.schedule.kind, optim.updates_done(state.opt), hypers)
-        params, opt, updates = optim.apply(config, specs, hypers, grads, state.opt, state.params)
-        extra = dict(state.extra)
-        if "average" in extra:
-            extra["average"] = optim.ema(extra["average"], params, hypers.ema_decay)
-        extra["skipped_in_a_row"] = jnp.zeros_like(extra["skipped_in_a_row"])
-        kept = {**state.extra, "skipped": extra["skipped"] + 1, "skipped_in_a_row": state.extra["skipped_in_a_row"] + 1}
-        new, old = (params, opt, extra), (state.params, state.opt, kept)
-        params, opt, extra = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+        def update(grads):
+            params, opt, updates = optim.apply(config, specs, hypers, grads, state.opt, state.params)
+            extra = {**state.extra, "skipped_in_a_row": jnp.zeros_like(state.extra["skipped_in_a_row"])}
+            if "average" in extra:
+                extra["average"] = optim.ema(extra["average"], params, hypers.ema_decay)
+            return params, opt, extra, updates
+
+        def skip(grads):
+            counted = {name: state.extra[name] + 1 for name in ("skipped", "skipped_in_a_row")}
+            return state.params, state.opt, {**state.extra, **counted}, jax.tree.map(jnp.zeros_like, grads)
+
+        # A branch, not a choice between two results, which would read and write everything once more. The norms below stay outside of it:
+        # inside, XLA's CPU compiler took minutes over them.
+        params, opt, extra, updates = jax.lax.cond(ok, update, skip, grads)
         metrics = {
             "loss": mean, "weight": weight, "grad_norm": grad_norm, "learning_rate": rate,
             "update_ratio": norm(updates) / jnp.maximum(norm(state.params), 1e-30),
@@ -144,4 +152,5 @@ def state_shardings(state: State, specs: P.Tree, mesh) -> State:
     params = sharding.shardings(specs, mesh)
     extra = {name: params if name == "average" else jax.tree.map(lambda _: whole, value) for name, value in state.extra.items()}
     opt = optim.state_shardings(state.opt, specs, params, whole)
-    return State(whole, params, jax.tree.map(lambda _: whole, state.frozen), opt, extra)
+    frozen = jax.tree.map(lambda _: whole, state.frozen)
+    return dataclasses.replace(state, step=whole, params=params, frozen=frozen, opt=opt, extra=extra)

@@ -44,8 +44,8 @@ def loss(params, target=0.7):
     x = params["embedding"][TOKENS]
     for layer in range(2):
         p = jax.tree.map(lambda leaf: leaf[layer], params["layers"])  # noqa: B023
-        x = x * p["scale"] + jnp.einsum("bnh,nhd->bd", jnp.tanh(jnp.einsum("bd,dnh->bnh", x, p["in"])), p["out"])
-    return jnp.mean(jnp.square(x + params["bias"] - target * jnp.cos(jnp.arange(20.0).reshape(5, 4))))
+        x = x * p["scale"][None] + jnp.einsum("bnh,nhd->bd", jnp.tanh(jnp.einsum("bd,dnh->bnh", x, p["in"])), p["out"])
+    return jnp.mean(jnp.square(x + params["bias"][None] - target * jnp.cos(jnp.arange(20.0).reshape(5, 4))))
 
 
 def hypers(**changes) -> H.Hypers:

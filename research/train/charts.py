@@ -1,0 +1,179 @@
+"""Line charts as inline SVG: axes with round numbers, gaps where a value is missing, and the data for a hover readout.
+
+Colours and fonts are CSS classes of the page (report.py), so that one chart serves light and dark.
+"""
+
+import bisect
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Callable, Sequence
+
+MAX_POINTS = 800  # per line; more are no more than the screen has pixels
+LOG_FROM = 30.0  # highest over lowest value above which a logarithmic axis is clearer
+SMALLEST = 1e-30  # on a logarithmic axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A named series. `ys` has None where there is no finite value; `style` is a CSS class; `dots` marks every point."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float | None]
+    style: str
+    dots: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A range of values over a range of pixels, with the values to mark."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (self.end - self.start) * (value - low) / (high - low)
+
+
+def chart(title: str, lines: Sequence[Line], *, width: int, height: int, log: bool | None = False) -> str:
+    """A `<figure>` of the lines over steps, or with a note where there is nothing to draw. `log` None decides by the values."""
+    lines = [thinned(line) for line in lines]
+    points = [(x, y) for line in lines for x, y in zip(line.xs, line.ys, strict=True) if y is not None]
+    caption = f"<figcaption>{html.escape(title)}{_legend(lines)}</figcaption>"
+    if not points:
+        return f'<figure class="chart">{caption}<p class="none">nothing to draw yet</p></figure>'
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    if log is None:
+        log = min(ys) > SMALLEST and max(ys) / min(ys) > LOG_FROM
+    y_axis = axis(min(ys), max(ys), height - 26.0, 10.0, log=log, count=max(3, height // 50))
+    left = 14 + 7 * max(len(label(tick)) for tick in y_axis.ticks)
+    x_axis = axis(min(xs), max(xs), float(left), width - 14.0, count=max(3, width // 110), round_ends=False)
+    body = _grid(x_axis, y_axis) + "".join(_path(line, x_axis, y_axis) for line in lines)
+    wide = " wide" if width > 600 else ""
+    return (
+        f'<figure class="chart{wide}">{caption}<div class="plot"><svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{html.escape(title)} over steps">{body}<line class="cursor" y1="{y_axis.end}" y2="{y_axis.start}"/></svg>'
+        f'<div class="readout"></div></div><script type="application/json">{_data(lines, x_axis, width)}</script></figure>'
+    )
+
+
+def axis(low: float, high: float, start: float, end: float, *, log=False, count=5, round_ends=True) -> Axis:
+    """An axis over `[low, high]`, widened where that is a single value and, with `round_ends`, to the next marks."""
+    if log and low < high:
+        ticks = log_ticks(low, high)
+        return Axis(min(low, ticks[0]), max(high, ticks[-1]), start, end, True, ticks)
+    if not low < high:
+        margin = abs(low) / 10 or 1.0
+        low, high = low - margin, high + margin
+    step = nice((high - low) / count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(i * step for i in range(first, last + 1))
+    if round_ends:
+        return Axis(ticks[0], ticks[-1], start, end, False, ticks)
+    return Axis(low, high, start, end, False, tuple(t for t in ticks if low - step / 1e6 <= t <= high + step / 1e6))
+
+
+def nice(value: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is at least `value`."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= value * (1 - 1e-9))
+
+
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Marks around `[low, high]`: powers of ten, or 1, 2, 5 times them where these are few; at most about seven."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    if last - first <= 2:
+        every = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
+        inside_from = max(0, bisect.bisect_right(every, low) - 1)
+        return tuple(every[inside_from : bisect.bisect_left(every, high) + 1])
+    stride = math.ceil((last - first) / 6)
+    return tuple(10.0**e for e in range(first, last + stride, stride))
+
+
+def label(value: float) -> str:
+    """A mark's text: `0`, `0.25`, `1.5k`, `20M`, `3e-05`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * (1 - 1e-9):
+            return f"{value / size:.6g}{unit}"
+    return f"{value:.6g}"
+
+
+def smoothed(ys: Sequence[float | None], radius: int) -> list[float | None]:
+    """The mean over `radius` points on either side, fewer near the ends and as many on both, so that nothing lags."""
+    out: list[float | None] = []
+    for i, y in enumerate(ys):
+        reach = min(radius, i, len(ys) - 1 - i)
+        around = [v for v in ys[i - reach : i + reach + 1] if v is not None]
+        out.append(None if y is None else math.fsum(around) / len(around))
+    return out
+
+
+def thinned(line: Line) -> Line:
+    """At most `MAX_POINTS` points: the lowest and the highest of every stretch, so that no spike is lost."""
+    if len(line.xs) <= MAX_POINTS:
+        return line
+    kept: list[int] = []
+    stretches = MAX_POINTS // 2
+    for i in range(stretches):
+        stretch = range(len(line.xs) * i // stretches, len(line.xs) * (i + 1) // stretches)
+        there = [j for j in stretch if line.ys[j] is not None]
+        value: Callable[[int], float] = lambda j: line.ys[j] or 0.0  # noqa: E731
+        kept += sorted({min(there, key=value), max(there, key=value)}) if there else [stretch[0]]
+    return dataclasses.replace(line, xs=[line.xs[j] for j in kept], ys=[line.ys[j] for j in kept])
+
+
+def _grid(x_axis: Axis, y_axis: Axis) -> str:
+    parts = []
+    for tick in y_axis.ticks:
+        y = f"{y_axis(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x_axis.start}" x2="{x_axis.end}" y1="{y}" y2="{y}"/>')
+        parts.append(
+            f'<text class="tick" x="{x_axis.start - 6}" y="{y}" dy=".32em" text-anchor="end">{label(tick)}</text>'
+        )
+    for tick in x_axis.ticks:
+        x = f"{x_axis(tick):.1f}"
+        parts.append(f'<text class="tick" x="{x}" y="{y_axis.start + 17}" text-anchor="middle">{label(tick)}</text>')
+    return "".join(parts)
+
+
+def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
+    """The line as one path, lifted over gaps; points with no neighbour, and all where `dots`, as circles."""
+    places = [None if y is None else (x_axis(x), y_axis(y)) for x, y in zip(line.xs, line.ys, strict=True)]
+    path, circles = [], []
+    for i, place in enumerate(places):
+        if place is None:
+            continue
+        joined = i > 0 and places[i - 1] is not None
+        path.append(f"{'L' if joined else 'M'}{place[0]:.1f} {place[1]:.1f}")
+        if line.dots or not (joined or (i + 1 < len(places) and places[i + 1] is not None)):
+            circles.append(f'<circle class="{line.style}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="3"/>')
+    return f'<path class="line {line.style}" d="{"".join(path)}"/>' + "".join(circles)
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    if len(lines) < 2:
+        return ""
+    keys = (f'<span class="key {line.style}">{html.escape(line.name)}</span>' for line in lines)
+    return f'<span class="legend">{"".join(keys)}</span>'
+
+
+def _data(lines: Sequence[Line], x_axis: Axis, width: int) -> str:
+    """What the hover readout needs, safe inside a script element."""
+    series = [
+        {"name": line.name, "style": line.style, "x": list(line.xs), "y": [_short(y) for y in line.ys]}
+        for line in lines
+    ]
+    frame = {"low": x_axis.low, "high": x_axis.high, "start": x_axis.start / width, "end": x_axis.end / width}
+    return json.dumps({"frame": frame, "series": series}, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _short(y: float | None) -> float | None:
+    return None if y is None else float(f"{y:.5g}")
