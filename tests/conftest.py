@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 FLAGS = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.", "0.12.")):  # XLA aborts on a flag that it does not know
+if importlib.metadata.version("jaxlib").startswith(
+    ("0.10.", "0.11.", "0.12.")
+):  # XLA aborts on a flag that it does not know
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 CACHE = tempfile.TemporaryDirectory(prefix="purestep-tests-")
 
@@ -31,7 +33,9 @@ from research.model import transformer  # noqa: E402
 from research.model.config import ModelConfig  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-hypothesis.settings.register_profile("suite", deadline=None, max_examples=50, database=None)  # a busy machine is no failure
+hypothesis.settings.register_profile(
+    "suite", deadline=None, max_examples=50, database=None
+)  # a busy machine is no failure
 hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,9 +56,13 @@ class Tiny:
 
         def one(p: P.Param):
             scale = p.matrix_shape[0] ** -0.5 if p.inputs else 0.3
-            return jnp.asarray((draw.normal(size=p.shape) * scale + (p.init.scale if p.init.kind == "constant" else 0)).astype(dtype))
+            return jnp.asarray(
+                (draw.normal(size=p.shape) * scale + (p.init.scale if p.init.kind == "constant" else 0)).astype(dtype)
+            )
 
         return P.tree_map(one, transformer.specs(config))
+
+    forward = staticmethod(jax.jit(transformer.forward, static_argnames="config"))
 
     @staticmethod
     def tokens(config: ModelConfig, rows: int = 2, length: int | None = None, seed: int = 0):
@@ -75,7 +83,9 @@ def run_python():
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

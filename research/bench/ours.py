@@ -8,8 +8,10 @@ import functools
 import itertools
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,9 +38,19 @@ def about() -> dict[str, Any]:
     accelerator = device.platform != "cpu"
     return {
         "versions": {"purestep": _version("purestep"), "jax": jax.__version__, "python": platform.python_version()},
-        "platform": device.platform, "device": {"gpu": "cuda"}.get(device.platform, device.platform), "kind": device.device_kind,
+        "platform": device.platform, "device": {"gpu": "cuda"}.get(device.platform, device.platform),
+        "kind": device.device_kind if accelerator else _processor(),
         "dtype": "bfloat16" if accelerator else "float32",
     }  # fmt: skip
+
+
+def _processor() -> str:
+    """The processor's own name for itself, where Linux tells it."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else f"cpu ({platform.machine()})"
 
 
 def _version(name: str) -> str | None:
@@ -55,7 +67,12 @@ def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], f
     program = one_device_program(shape, {name: request[name] for name in OPTIMIZER})
     peak, source = _peak()
     batches = itertools.cycle([program.put_batch(program.batches(i)) for i in range(BATCHES)])
-    facts = {"params": program.n_params, "flops_per_token": program.flops_per_token, "peak_flops": peak, "peak_source": source}
+    facts = {
+        "params": program.n_params,
+        "flops_per_token": program.flops_per_token,
+        "peak_flops": peak,
+        "peak_source": source,
+    }
     return facts, stepper(program, functools.partial(next, batches))
 
 

@@ -60,7 +60,9 @@ def _start(side: Side, errors: IO[str]) -> subprocess.Popen:
     command = [side.python, "-u", str(WORKER), str(side.script)]
     pipe = subprocess.PIPE
     try:
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env={**os.environ, **side.environment})
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env={**os.environ, **side.environment}
+        )
     except OSError as error:
         raise UserError(f"{side.python} cannot be run as Python for {side.name}: {error.strerror or error}") from None
 
@@ -75,7 +77,10 @@ def _ask(process: subprocess.Popen, errors: IO[str], request: dict[str, Any], an
         return json.loads(process.stdout.readline())
     except (OSError, ValueError):
         late = timer.finished.is_set()
-        return {"error": "died", "text": f"no answer within {answer_within:g} s" if late else _last_words(process, errors)}
+        return {
+            "error": "died",
+            "text": f"no answer within {answer_within:g} s" if late else _last_words(process, errors),
+        }
     finally:
         timer.cancel()
 

@@ -49,7 +49,11 @@ def parse(text: str) -> Shape:
         return NAMED[text]
     if not re.fullmatch(r"\d+(x\d+){5}", text):
         near = difflib.get_close_matches(text, NAMED, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(NAMED)}, or {FORM} as in 4x128x4x64x12x65"
+        hint = (
+            f"; did you mean {near[0]}?"
+            if near
+            else f"; expected one of {', '.join(NAMED)}, or {FORM} as in 4x128x4x64x12x65"
+        )
         raise UserError(f"--shapes: there is no shape {text!r}{hint}")
     shape = Shape(*map(int, text.split("x")))
     if min(shape.layers, shape.width, shape.heads, shape.context) < 1 or shape.vocabulary < 2:

@@ -26,7 +26,9 @@ FOLDER = Path(__file__).parent
 OURS = "ours"
 OPTIMIZER = {"learning_rate": 3e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip_norm": 1.0}
 MODES = {"both": ("eager", "compiled"), "eager": ("eager",), "compiled": ("compiled",), "none": ()}
+PEER_SETTINGS = ("attention", "adamw", "clipping")  # what the peer chose among PyTorch's implementations
 FIRST_BATCH = 32  # where the search for the largest batch begins
+BUSY, SPREAD = 0.15, 1.25  # from where on others on the machine, and rounds that differ, are worth a warning
 MEMORY_FRACTION = "0.92"  # of a GPU for our process, which has it alone; JAX's own default is 0.75
 
 
@@ -34,7 +36,9 @@ MEMORY_FRACTION = "0.92"  # of a GPU for our process, which has it alone; JAX's 
 class Arguments:
     """What to measure."""
 
-    shapes: tuple[str, ...] = ()  # small, medium, gpt2, gpt2-largest-batch, or LAYERSxWIDTHxHEADSxCONTEXTxBATCHxVOCABULARY; none given: those of the device
+    shapes: tuple[
+        str, ...
+    ] = ()  # small, medium, gpt2, gpt2-largest-batch, or LAYERSxWIDTHxHEADSxCONTEXTxBATCHxVOCABULARY; none given: those of the device
     seconds: float = 15.0  # of timing, for each side at each shape
     rounds: int = 5  # that the time is split into; the median counts
     peer: Literal["both", "eager", "compiled", "none"] = "both"
@@ -54,17 +58,43 @@ def main(argv: Sequence[str]) -> int:
     arguments: Arguments = C.parse(Arguments(), argv, "research bench train", main.__doc__ or "")
     asked = [shapes.parse(text) for text in arguments.shapes]
     ours, peers = sides(arguments)
+    busy = others_use()
     result = measure(asked, ours, peers, arguments.rounds, arguments.seconds / arguments.rounds)
-    print("\n".join(lines(result)))
+    result["busy_at_start"], result["warnings"] = busy, doubts(result["rows"], busy)
+    print("\n".join([*lines(result), *result["warnings"]]))
     if arguments.json:
         print(json.dumps(result), flush=True)
     return 0
 
 
+def others_use() -> float:
+    """The fraction of this machine's processors that was in use during the last half second, by others."""
+    import psutil
+
+    return psutil.cpu_percent(0.5) / 100
+
+
+def doubts(rows: Sequence[dict[str, Any]], busy: float) -> list[str]:
+    """Why the figures may not be worth much, a line for each reason."""
+    found = []
+    if busy > BUSY:
+        found.append(f"warning: {busy:.0%} of the processors were in use before the start; measure on an idle machine")
+    for row in rows:
+        for name, rates in ((OURS, row["ours_rounds"]), (row["peer"], row["peer_rounds"])):
+            if rates and max(rates) > SPREAD * min(rates):
+                found.append(
+                    f"warning: {row['shape']}: rounds of {name} lie between {min(rates):,.0f} and {max(rates):,.0f} tokens/s"
+                )
+    return list(dict.fromkeys(found))
+
+
 def sides(arguments: Arguments) -> tuple[Side, list[Side]]:
     """Our side and the peers that are asked for."""
     path = os.pathsep.join(filter(None, [str(Path(research.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    environment = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_MEM_FRACTION": os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_FRACTION)}
+    environment = {
+        "PYTHONPATH": path,
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_FRACTION),
+    }
     python = arguments.peer_python or sys.executable
     script = FOLDER / "peer_torch.py"
     peers = [Side(f"transformers, PyTorch {mode}", python, script, {"mode": mode}) for mode in MODES[arguments.peer]]
@@ -111,7 +141,9 @@ def expect(reply: Reply, side: Side, shape: Shape | None) -> Reply:
     """The reply, which our own side owes. Raises UserError where memory ran out, RuntimeError for any other failure."""
     kind = failed(reply)
     if kind == "out_of_memory":
-        raise UserError(f"{side.name} runs out of memory at {shape} ({reply['text']}); give --shapes with a smaller batch or context")
+        raise UserError(
+            f"{side.name} runs out of memory at {shape} ({reply['text']}); give --shapes with a smaller batch or context"
+        )
     if kind is not None:
         raise RuntimeError(f"{side.name} failed{f' at {shape}' if shape else ''}: {reply['text']}")
     return reply
@@ -128,7 +160,9 @@ def _build(ask: Ask, side: Side, shape: Shape, settings: dict[str, Any]) -> Repl
     if failed(reply):
         say(f"{shape}: {side.name}: {reply['error']}: {reply['text']}")
     else:
-        say(f"{shape}: {side.name} is ready, {reply['compile_seconds']:.1f} s of compilation, {1000 * reply['step_seconds']:.1f} ms a step")
+        say(
+            f"{shape}: {side.name} is ready, {reply['compile_seconds']:.1f} s of compilation, {1000 * reply['step_seconds']:.1f} ms a step"
+        )
     return reply
 
 
@@ -176,7 +210,10 @@ def largest_batch(shape: Shape, contenders: Sequence[Side], settings: dict[str, 
 
     def fits(side: Side, batch: int) -> bool:
         with started(side) as ask:
-            return failed(_build(ask, side, dataclasses.replace(shape, batch_size=batch), settings)) not in ("out_of_memory", "died")
+            return failed(_build(ask, side, dataclasses.replace(shape, batch_size=batch), settings)) not in (
+                "out_of_memory",
+                "died",
+            )
 
     ours, *peers = contenders
     batch = FIRST_BATCH
@@ -191,7 +228,9 @@ def largest_batch(shape: Shape, contenders: Sequence[Side], settings: dict[str, 
     return dataclasses.replace(shape, batch_size=batch)
 
 
-def _rows(shape: Shape, ours: Side, peers: Sequence[Side], samples: Sequence[Sample], note: str | None) -> list[dict[str, Any]]:
+def _rows(
+    shape: Shape, ours: Side, peers: Sequence[Side], samples: Sequence[Sample], note: str | None
+) -> list[dict[str, Any]]:
     """One row for each peer, or one without."""
     mine, *others = samples
     built = expect(mine.built, ours, shape)
@@ -201,9 +240,10 @@ def _rows(shape: Shape, ours: Side, peers: Sequence[Side], samples: Sequence[Sam
         "shape": str(shape), **dataclasses.asdict(shape), "params": built["params"], "ours_tokens_per_second": mine.median,
         "compile_seconds": built["compile_seconds"], "mfu": mine.median * of_peak, "peak": built["peak_source"], "ours_rounds": mine.rates,
     }  # fmt: skip
-    absent = {"peer": None, "peer_tokens_per_second": None, "ratio": None, "peer_compile_seconds": None, "peer_mfu": None, "peer_rounds": None}
+    absent = {"peer": None, "peer_tokens_per_second": None, "ratio": None, "note": note}
+    absent.update(dict.fromkeys(("peer_compile_seconds", "peer_mfu", "peer_rounds", "peer_settings")))
     if not peers:
-        return [{**common, **absent, "note": note}]
+        return [{**common, **absent}]
     rows = []
     for side, sample in zip(peers, others, strict=True):
         row = {**common, **absent, "peer": side.name}
@@ -211,10 +251,13 @@ def _rows(shape: Shape, ours: Side, peers: Sequence[Side], samples: Sequence[Sam
             rows.append({**row, "note": f"{sample.built['error']}: {sample.built['text']}"})
             continue
         if sample.built["params"] != built["params"]:
-            raise RuntimeError(f"{side.name} has {sample.built['params']:,} parameters, ours {built['params']:,}; that is not the same model")
+            raise RuntimeError(
+                f"{side.name} has {sample.built['params']:,} parameters, ours {built['params']:,}; that is not the same model"
+            )
         rows.append({
             **row, "peer_tokens_per_second": sample.median, "ratio": mine.median / sample.median, "peer_mfu": sample.median * of_peak,
-            "peer_compile_seconds": sample.built["compile_seconds"], "peer_rounds": sample.rates, "note": None,
+            "peer_compile_seconds": sample.built["compile_seconds"], "peer_rounds": sample.rates,
+            "peer_settings": {name: sample.built.get(name) for name in PEER_SETTINGS},
         })  # fmt: skip
     return rows
 
@@ -223,11 +266,16 @@ def lines(result: dict[str, Any]) -> list[str]:
     """The result for a person."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     head = [f"{result['device']}, {result['threads']} threads, {result['dtype']}; {versions}"]
-    head += [f"tokens/s, median of {result['rounds']} rounds; MFU against the {source}" for source in sorted({r["peak"] for r in result["rows"]})]
+    head += [
+        f"tokens/s, median of {result['rounds']} rounds; MFU against the {source}"
+        for source in sorted({r["peak"] for r in result["rows"]})
+    ]
     table = [("shape", "ours", "MFU", "compile", "peer", "its", "ratio")]
     for row in result["rows"]:
         rate, ratio = row["peer_tokens_per_second"], row["ratio"]
-        said = row["peer"] or row["note"] if rate is not None or row["peer"] is None else f"{row['peer']} ({row['note']})"
+        said = (
+            row["peer"] or row["note"] if rate is not None or row["peer"] is None else f"{row['peer']} ({row['note']})"
+        )
         table.append((
             row["shape"], f"{row['ours_tokens_per_second']:,.0f}", f"{row['mfu']:.1%}", f"{row['compile_seconds']:.1f} s", said,
             "" if rate is None else f"{rate:,.0f}", "" if ratio is None else f"{ratio:.2f}",
@@ -239,4 +287,7 @@ def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows of text in columns; those of numbers, where they have a digit first, to the right."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     right = [all(row[i][:1].isdigit() or not row[i] for row in table[1:]) and i > 0 for i in range(len(widths))]
-    return ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip() for row in table]
+    return [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in table
+    ]

@@ -7,7 +7,7 @@ here, and a SIDE may do the same, so that it runs under an interpreter that know
 lines below, so all are timed alike.
 
     {"do": "about"}                   -> {"versions": {...}, ...}
-    {"do": "build", ...the request}   -> {..., "compile_seconds": s, "step_seconds": s}
+    {"do": "build", ...the request}   -> {"params": n, ..., "compile_seconds": s, "step_seconds": s}
     {"do": "time", "seconds": s}      -> {"steps": n, "seconds": s, "loss": nats}
     whatever fails                    -> {"error": "missing" | "out_of_memory" | "failed", "text": one line}
 """
@@ -64,7 +64,7 @@ class Worker:
         if request["do"] == "build":
             facts, self.run = self.side["build"](request)
             compile_seconds, self.step_seconds = warm_up(self.run)
-            return {**facts, "compile_seconds": compile_seconds, "step_seconds": self.step_seconds}
+            return {"compile_seconds": compile_seconds, **facts, "step_seconds": self.step_seconds}
         steps, took, loss = timed_round(self.run, request["seconds"], self.step_seconds)
         self.step_seconds = took / steps
         return {"steps": steps, "seconds": took, "loss": loss}

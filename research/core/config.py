@@ -43,10 +43,14 @@ def field_types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     """The known names closest to what was written, by the whole dotted name or by its last part."""
-    last = {k: k.rsplit(".", 1)[-1] for k in known}
-    scores = {k: max(difflib.SequenceMatcher(None, name, k).ratio(), 0.98 * difflib.SequenceMatcher(None, name.rsplit(".", 1)[-1], last[k]).ratio()) for k in known}  # fmt: skip
-    best = sorted(known, key=lambda k: -scores[k])[:1]
-    return best[0] if best else ""
+
+    def alike(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other).ratio()
+
+    def score(candidate: str) -> float:
+        return max(alike(name, candidate), 0.98 * alike(name.rsplit(".", 1)[-1], candidate.rsplit(".", 1)[-1]))
+
+    return max(known, key=score, default="")
 
 
 def _canonical(name: str) -> str:

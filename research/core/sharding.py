@@ -5,8 +5,8 @@ Parameters name their axes in `Param.axes`, activations at the few places that c
 
 import contextlib
 import math
-from functools import partial
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -95,7 +95,10 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises UserError when the rows of one pass cannot be split evenly over the devices."""
     shards = batch_shards(mesh)
     if batch_size % shards:
-        raise UserError(f"{batch_size} rows in one pass (batch size / micro-batches) cannot be split over {shards} devices; use a multiple of {shards}, or another --mesh")
+        raise UserError(
+            f"{batch_size} rows in one pass (batch size / micro-batches) cannot be split over {shards} devices; "
+            f"use a multiple of {shards}, or another --mesh"
+        )
 
 
 def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

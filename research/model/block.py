@@ -46,6 +46,7 @@ def norm_names(config: ModelConfig) -> tuple[str, ...]:
 
 
 def norm_specs(config: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> P.Tree:
+    """A norm's scale, and for a layer norm with `norm` among the biases its bias."""
     tree = {"scale": P.Param(shape, axes, P.ONES if config.norm_scale == "plain" else P.ZEROS)}
     if config.norm == "layer" and "norm" in config.bias:
         tree["bias"] = P.Param(shape, axes, P.ZEROS)

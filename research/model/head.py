@@ -32,17 +32,30 @@ def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     return sharding.constrain(soft_cap(y_BTV, config.logit_soft_cap), "batch", "sequence", "vocab")
 
 
-def losses(params: P.Tree, x_BTD: jax.Array, targets_BT: jax.Array, config: ModelConfig, loss: Callable, tile: int | None = None):
+def losses(
+    params: P.Tree,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    config: ModelConfig,
+    loss: Callable,
+    tile: int | None = None,
+):
     """`loss(logits, targets)` at every position, (B, T).
 
-    With a `tile`, that many tokens at a time: their logits are recomputed in the backward pass, so that memory holds one tile of
-    logits instead of all (at a cost in speed; the tiles run over tokens, whose sums need no correction, not the vocabulary).
+    With a `tile`, at most that many tokens at a time (at least one of each row): their logits are recomputed in the backward pass, so
+    that memory holds one tile of logits instead of all (at a cost in speed; the tiles run over tokens, whose sums need no correction,
+    not the vocabulary). A tile is a stretch of every row, so rows that are spread over devices stay where they are.
     """
     if tile is None or tile >= targets_BT.size:
         return loss(logits(params, x_BTD, config), targets_BT)
-    B, T, D = x_BTD.shape
-    pad = -(B * T) % tile
-    x_UD = jnp.pad(x_BTD.reshape(B * T, D), ((0, pad), (0, 0))).reshape(-1, 1, tile, D)
-    targets_U = jnp.pad(targets_BT.reshape(-1), (0, pad)).reshape(-1, 1, tile)
-    one = jax.checkpoint(lambda xt: loss(logits(params, xt[0], config), xt[1]))
-    return jax.lax.map(one, (x_UD, targets_U)).reshape(-1)[: B * T].reshape(B, T)
+    B, T = targets_BT.shape
+    stretch = max(1, tile // B)
+    pad = -T % stretch
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, -1, stretch, *x.shape[2:]), 1, 0)
+
+    one = jax.checkpoint(lambda tile: loss(logits(params, tile[0], config), tile[1]))
+    losses_UBT = jax.lax.map(one, (split(x_BTD), split(targets_BT)))
+    return jnp.moveaxis(losses_UBT, 0, 1).reshape(B, T + pad)[:, :T]

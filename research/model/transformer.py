@@ -90,6 +90,7 @@ def hidden(
     inputs = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
     if set(taps) - set(TAPS):
         raise ValueError(f"unknown taps {sorted(set(taps) - set(TAPS))}; there are {', '.join(TAPS)}")
+    key = None if config.dropout is None else key
     dtype = dtypes.compute_dtype(config.dtype, params["embed"]["tokens"].dtype)
     context = _context(inputs, config, dtype, hypers if key is not None else None, cache, taps, key is not None)
     x_BTD = _embed(params["embed"], inputs["tokens"], config, dtype, context, key)
@@ -134,7 +135,7 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
     T = tokens_BT.shape[1]
     if config.positions == "learned":
         where = context.positions_BT
-        if where is None and T > config.context:
+        if where is None and config.context < T:
             raise ValueError(f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context")
         x_BTD = x_BTD + (p["positions"][None, :T].astype(dtype) if where is None else lookup(p["positions"], where, dtype))
     elif config.positions == "sinusoidal":

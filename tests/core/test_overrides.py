@@ -142,7 +142,10 @@ def test_overrides(argv, changes):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--optimizer.schedule.warmup-stepz", "2"], ["--optimizer.schedule.warmup-stepz", "did you mean --optimizer.schedule.warmup-steps"]),
+        (
+            ["--optimizer.schedule.warmup-stepz", "2"],
+            ["--optimizer.schedule.warmup-stepz", "did you mean --optimizer.schedule.warmup-steps"],
+        ),
         (["--warmup-steps", "2"], ["did you mean --optimizer.schedule.warmup-steps"]),
         (["--learning_rat=2"], ["did you mean --optimizer.learning-rate"]),
         (["--optim.clip-norm", "2"], ["did you mean --optimizer.clip-norm"]),

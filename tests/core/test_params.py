@@ -62,7 +62,9 @@ def test_kinds_and_the_decay_mask():
 
 
 def test_no_norm_scale_or_bias_of_a_transformer_is_decayed():
-    config = ModelConfig(vocab_size=5, bias=(*GPT2_BIAS, "unembed"), tied=False, norm="layer", positions="learned", qk_norm="whole")
+    config = ModelConfig(
+        vocab_size=5, bias=(*GPT2_BIAS, "unembed"), tied=False, norm="layer", positions="learned", qk_norm="whole"
+    )
     specs, mask = P.flatten(transformer.specs(config)), P.flatten(P.decay_mask(transformer.specs(config)))
     for path, decayed in mask.items():
         assert decayed != ("norm" in path or "bias" in path), path
@@ -76,9 +78,14 @@ def test_flatten_and_unflatten_are_inverse_and_sorted():
 
 
 def test_initial_values_have_the_declared_shape_scale_and_dtype():
-    specs = {"n": P.Param((200, 300), ("embed", "mlp"), P.normal(0.5), 1), "u": P.Param((200, 300), ("embed", "mlp"), P.Init("uniform", 2.0), 1)}
+    specs = {
+        "n": P.Param((200, 300), ("embed", "mlp"), P.normal(0.5), 1),
+        "u": P.Param((200, 300), ("embed", "mlp"), P.Init("uniform", 2.0), 1),
+    }
     values = jax.jit(lambda key: P.init({**specs, **SMALL}, key, jnp.bfloat16))(jax.random.key(0))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), values) == P.tree_map(lambda p: (p.shape, jnp.bfloat16), {**specs, **SMALL})
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), values) == P.tree_map(
+        lambda p: (p.shape, jnp.bfloat16), {**specs, **SMALL}
+    )
     assert abs(float(jnp.std(values["n"].astype(jnp.float32))) - 0.5) < 0.01
     u = np.asarray(values["u"], np.float32)
     assert u.min() >= -2 and u.max() <= 2 and abs(u.std() - 2 / 3**0.5) < 0.02
@@ -103,7 +110,12 @@ def test_abstract_allocates_nothing_and_agrees_with_init():
 
 @pytest.mark.parametrize(
     ("width", "layers", "heads", "count"),
-    [(768, 12, 12, 124_439_808), (1024, 24, 16, 354_823_168), (1280, 36, 20, 774_030_080), (1600, 48, 25, 1_557_611_200)],
+    [
+        (768, 12, 12, 124_439_808),
+        (1024, 24, 16, 354_823_168),
+        (1280, 36, 20, 774_030_080),
+        (1600, 48, 25, 1_557_611_200),
+    ],
 )
 def test_exact_counts_of_the_published_gpt2_sizes(width, layers, heads, count):
     config = ModelConfig(
@@ -116,7 +128,10 @@ def test_exact_counts_of_the_published_gpt2_sizes(width, layers, heads, count):
 def test_digest_is_sha256_over_path_dtype_shape_and_bytes():
     tree = {"b": {"x": jnp.arange(3, dtype=jnp.int32)}, "a": jnp.ones((2, 1), jnp.float32)}
     expected = hashlib.sha256()
-    for path, name, array in (("a", "float32", np.ones((2, 1), np.float32)), ("b/x", "int32", np.arange(3, dtype=np.int32))):
+    for path, name, array in (
+        ("a", "float32", np.ones((2, 1), np.float32)),
+        ("b/x", "int32", np.arange(3, dtype=np.int32)),
+    ):
         expected.update(f"{path}\0{name}\0{array.shape}\0".encode() + array.tobytes())
     assert P.digest(tree) == expected.hexdigest()
 
@@ -136,17 +151,27 @@ def test_digest_sees_a_single_bit_the_sign_of_zero_paths_shapes_and_dtypes():
 
 
 def test_names_give_keys_that_differ_and_stay():
-    assert rng.name_to_int("decoder/0/0/attention/query") == int.from_bytes(hashlib.sha256(b"decoder/0/0/attention/query").digest()[:4], "little")
-    paths = [path for path in P.flatten(transformer.specs(ModelConfig(vocab_size=5, layers=7, patterns=("full",) * 6, tied=False)))]
+    assert rng.name_to_int("decoder/0/0/attention/query") == int.from_bytes(
+        hashlib.sha256(b"decoder/0/0/attention/query").digest()[:4], "little"
+    )
+    config = ModelConfig(vocab_size=5, layers=7, patterns=("full",) * 6, tied=False)
+    paths = list(P.flatten(transformer.specs(config)))
     assert len({rng.name_to_int(path) for path in paths}) == len(paths)
 
 
 def test_fold_takes_names_numbers_and_traced_numbers_in_order():
     key = jax.random.key(0)
     data = lambda *parts: tuple(np.asarray(jax.random.key_data(rng.fold(key, *parts))))  # noqa: E731
-    assert data("a", 3) == tuple(np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, rng.name_to_int("a")), 3))))
-    assert len({data(), data("a"), data("b"), data("a", "b"), data("b", "a"), data("a", 1), data(1, "a"), data("a", 2)}) == 8
-    traced = jax.jit(lambda seed, step: jax.random.key_data(rng.key(seed, "dropout", step)))(jnp.uint32(7), jnp.int32(5))
+    assert data("a", 3) == tuple(
+        np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, rng.name_to_int("a")), 3)))
+    )
+    assert (
+        len({data(), data("a"), data("b"), data("a", "b"), data("b", "a"), data("a", 1), data(1, "a"), data("a", 2)})
+        == 8
+    )
+    traced = jax.jit(lambda seed, step: jax.random.key_data(rng.key(seed, "dropout", step)))(
+        jnp.uint32(7), jnp.int32(5)
+    )
     np.testing.assert_array_equal(traced, jax.random.key_data(rng.key(7, "dropout", 5)))
 
 

@@ -35,7 +35,22 @@ def test_meshes_are_read(text, count, sizes):
     assert sharding.parse_mesh(text, count) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "data", "data=", "data=0", "data=-1", "data=x", "data=2,", "data=2,data=4", "batch=8", "data=8.0", "data=2 fsdp=4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "data",
+        "data=",
+        "data=0",
+        "data=-1",
+        "data=x",
+        "data=2,",
+        "data=2,data=4",
+        "batch=8",
+        "data=8.0",
+        "data=2 fsdp=4",
+    ],
+)
 def test_malformed_meshes_are_refused(text):
     with pytest.raises(UserError, match="AXIS=SIZE"):
         sharding.parse_mesh(text, 8)
@@ -68,7 +83,9 @@ def test_rules_are_applied_and_what_does_not_divide_stays_whole(axes, shape, exp
 
 def test_axes_that_a_mesh_lacks_or_has_once_drop_out():
     assert sharding.spec(("batch", "embed"), (6, 6), AbstractMesh((2,), ("data",))) == Spec("data", None)
-    assert sharding.spec(("batch", "embed"), (6, 6), AbstractMesh((1, 3), ("data", "fsdp")), {"batch": ("data",), "embed": ("fsdp",)}) == Spec(None, "fsdp")
+    assert sharding.spec(
+        ("batch", "embed"), (6, 6), AbstractMesh((1, 3), ("data", "fsdp")), {"batch": ("data",), "embed": ("fsdp",)}
+    ) == Spec(None, "fsdp")
 
 
 def test_unknown_axes_and_shared_mesh_axes_are_errors():

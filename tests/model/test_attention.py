@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.core.errors import UserError
 from research.model import attention
 from research.model.attention import Bias, Mask
 from research.model.positions import alibi_slopes
@@ -46,7 +47,9 @@ def test_masks_of_given_positions_and_segments(pattern):
     for b in range(2):
         for t in range(3):
             for s in range(4):
-                expected = keys[b, s] >= 0 and own[b, t] == theirs[b, s] and seen(pattern, queries[b, t] - keys[b, s], 3, 4)
+                expected = (
+                    keys[b, s] >= 0 and own[b, t] == theirs[b, s] and seen(pattern, queries[b, t] - keys[b, s], 3, 4)
+                )
                 assert allowed[b, t, s] == expected
 
 
@@ -54,7 +57,15 @@ CASES = {
     **{pattern: (Mask(pattern, **sizes), {}) for pattern, sizes in PATTERNS.items()},
     "segments": (Mask("sliding", 2, query_segments_BT=SEGMENTS, key_segments_BS=SEGMENTS), {}),
     "alibi": (Mask(), {"bias": Bias(alibi_slopes(N))}),
-    "positions": (Mask("sliding", 3, query_positions_BT=jnp.arange(T)[None] + jnp.asarray([[0], [2]]), key_positions_BS=jnp.arange(T)[None] + jnp.zeros((B, 1), int)), {}),
+    "positions": (
+        Mask(
+            "sliding",
+            3,
+            query_positions_BT=jnp.arange(T)[None] + jnp.asarray([[0], [2]]),
+            key_positions_BS=jnp.arange(T)[None] + jnp.zeros((B, 1), int),
+        ),
+        {},
+    ),
 }
 
 
@@ -63,7 +74,9 @@ def reference(mask, bias=None):
     dense = np.broadcast_to(np.asarray(mask.allowed(T, T)), (B, T, T))[:, None]
     back = np.subtract(*(np.asarray(x) for x in mask.positions(T, T)))
     extra = None if bias is None else jnp.asarray(-bias.slopes_N[None, :, None, None] * back[:, None], q.dtype)
-    return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, extra, jnp.asarray(dense), scale=0.3, implementation="xla")
+    return lambda q, k, v: jax.nn.dot_product_attention(
+        q, k, v, extra, jnp.asarray(dense), scale=0.3, implementation="xla"
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +94,11 @@ def test_implementations_agree_with_jax_in_values_and_gradients(case, monkeypatc
     functions = {"plain": attend("plain"), "blocked": attend("blocked"), "jax": reference(mask, **options)}
     found = jax.jit(lambda: {name: value_and_gradients(f) for name, f in functions.items()})()
     for name in ("plain", "blocked"):
-        jax.tree.map(lambda a, b, name=name: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name), found[name], found["jax"])
+        jax.tree.map(
+            lambda a, b, name=name: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name),
+            found[name],
+            found["jax"],
+        )
 
 
 def test_soft_cap_and_scale_are_their_formula(monkeypatch):
@@ -108,7 +125,9 @@ def test_a_query_that_sees_nothing_gives_no_nan():
         return value, pull(out)[0]
 
     value, gradient = value_and_gradient(q)
-    np.testing.assert_allclose(value, np.broadcast_to(np.repeat(v.mean(1, keepdims=True), N // K, 2), value.shape), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        value, np.broadcast_to(np.repeat(v.mean(1, keepdims=True), N // K, 2), value.shape), rtol=1e-4, atol=1e-5
+    )
     assert np.isfinite(gradient).all()
 
 
@@ -127,13 +146,17 @@ def test_dropped_attention_weights_keep_their_expectation(name, monkeypatch):
 
     @jax.jit
     def shares(key, rate):
-        return jax.vmap(lambda key: attention.attend(q, k, ones, Mask(), scale=0.1, rate=rate, key=key, implementation=name))(jax.random.split(key, 400))
+        return jax.vmap(
+            lambda key: attention.attend(q, k, ones, Mask(), scale=0.1, rate=rate, key=key, implementation=name)
+        )(jax.random.split(key, 400))
 
     found = np.asarray(shares(jax.random.key(0), 0.5))
     assert found.std() > 0.2 and (np.abs(found.mean((0, 1, 3, 4)) - 1) < 0.05).all()
     assert abs((found[:, :, 0] == 0).mean() - 0.5) < 0.03, "the first query has one key"
     np.testing.assert_allclose(shares(jax.random.key(0), 0.0), 1, rtol=1e-5)
-    assert len(np.unique(found[0, :, 3:6, :, 0].round(5), axis=1)) == 2 and (found[0, 0, 3] != found[0, 0, 6]).any(), "blocks have keys of their own"
+    assert len(np.unique(found[0, :, 3:6, :, 0].round(5), axis=1)) == 2 and (found[0, 0, 3] != found[0, 0, 6]).any(), (
+        "blocks have keys of their own"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,6 +181,17 @@ def test_the_implementation_for_a_device_and_case(backend, dtype, mask, options,
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     shapes = [jax.ShapeDtypeStruct((1, length, 4, 64), jnp.dtype(dtype)) for length in lengths]
     assert attention.choose(*shapes, mask, **{"cap": None, "bias": None, "rate": None, **options}) == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"cap": 30.0}, {"rate": 0.1, "key": jax.random.key(0)}, {"bias": Bias(alibi_slopes(4))}]
+)
+def test_cudnn_asked_for_where_it_cannot_serve_is_an_error(options):
+    half = jnp.zeros((1, 4, 4, 64), jnp.bfloat16)
+    with pytest.raises(UserError, match="model.attention is cudnn, which needs"):
+        attention.attend(half, half, half, Mask(), scale=0.3, implementation="cudnn", **options)
+    with pytest.raises(UserError, match="use auto"):
+        attention.attend(q, k, v, Mask(), scale=0.3, implementation="cudnn")
 
 
 def test_a_rate_without_a_key_is_no_dropout():

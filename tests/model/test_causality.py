@@ -24,7 +24,6 @@ def dependence(tiny, segments=None, **changes):
     return np.abs(jax.jit(jax.jacrev(logits))(params["embed"]["tokens"])).sum(-1)
 
 
-
 @pytest.mark.parametrize(
     ("patterns", "sees"),
     [
@@ -42,7 +41,15 @@ def test_one_layer_sees_exactly_its_pattern(patterns, sees, tiny):
     ("changes", "reach"),
     [
         ({"patterns": ("sliding",), "layers": 2, "positions": "alibi"}, 4),
-        ({"patterns": ("sliding",) * 2 + ("strided", "full"), "layers": 5, "residual": "parallel", "norm_placement": "post"}, T),
+        (
+            {
+                "patterns": ("sliding",) * 2 + ("strided", "full"),
+                "layers": 5,
+                "residual": "parallel",
+                "norm_placement": "post",
+            },
+            T,
+        ),
     ],
 )
 def test_many_layers_see_the_past_alone(changes, reach, tiny):
@@ -62,10 +69,11 @@ def test_packed_documents_equal_separate_ones(positions, tiny):
     config = tiny.config(**SIZES, positions=positions, layers=3, patterns=("full", "sliding", "strided"), kv_heads=2)
     params, tokens = tiny.params(config), tiny.tokens(config, 1)
     first, second = tokens[:, :7], tokens[:, 7:]
-    alone = jnp.concatenate([tokens, jnp.pad(second, ((0, 0), (0, 7)))])  # what follows a document changes nothing in it
-    plain = jax.jit(lambda tokens: transformer.forward(params, tokens, config))(alone)
-    packed = jax.jit(lambda tokens, segments: transformer.forward(params, {"tokens": tokens, "segments": segments}, config))
-    together = packed(tokens, jnp.asarray([[5] * 7 + [2] * 5]))
+    alone = jnp.concatenate(
+        [tokens, jnp.pad(second, ((0, 0), (0, 7)))]
+    )  # what follows a document changes nothing in it
+    plain = tiny.forward(params, alone, config)
+    together = tiny.forward(params, {"tokens": tokens, "segments": jnp.asarray([[5] * 7 + [2] * 5])}, config)
     np.testing.assert_allclose(together[0, :7], plain[0, : first.shape[1]], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together[0, 7:], plain[1, : second.shape[1]], rtol=1e-4, atol=1e-5)
     assert np.abs(together[0, 7:] - plain[0, 7:]).max() > 0.01, "the whole row as one document is another thing"
@@ -75,8 +83,8 @@ def test_given_positions_move_a_model_with_absolute_ones(tiny):
     config = tiny.config(positions="learned")
     params, tokens = tiny.params(config), tiny.tokens(config, 1, 4)
     shifted = {**params, "embed": {**params["embed"], "positions": jnp.roll(params["embed"]["positions"], -3, axis=0)}}
-    found = transformer.forward(params, {"tokens": tokens, "positions": jnp.arange(3, 7)[None]}, config)
-    np.testing.assert_allclose(found, transformer.forward(shifted, tokens, config), rtol=1e-4, atol=1e-5)
+    found = tiny.forward(params, {"tokens": tokens, "positions": jnp.arange(3, 7)[None]}, config)
+    np.testing.assert_allclose(found, tiny.forward(shifted, tokens, config), rtol=1e-4, atol=1e-5)
 
 
 def test_more_tokens_than_learned_positions_are_refused(tiny):
@@ -88,4 +96,9 @@ def test_more_tokens_than_learned_positions_are_refused(tiny):
 def test_segments_and_a_cache_exclude_each_other(tiny):
     config, tokens = tiny.config(), jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(ValueError, match="no segments"):
-        transformer.apply(tiny.params(config), {"tokens": tokens, "segments": tokens}, config, cache=cache.init(config, 1, 8, jnp.float32))
+        transformer.apply(
+            tiny.params(config),
+            {"tokens": tokens, "segments": tokens},
+            config,
+            cache=cache.init(config, 1, 8, jnp.float32),
+        )

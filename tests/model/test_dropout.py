@@ -22,7 +22,10 @@ def text(tiny, key, **changes):
         params, jnp.zeros((2, 4), int), config, key=key, hypers=HYPERS).outputs)(params))  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "dropout", "drawn"), [(None, 0.1, False), (KEY, None, False), (None, None, False), (KEY, 0.0, True), (KEY, 0.1, True)])
+@pytest.mark.parametrize(
+    ("key", "dropout", "drawn"),
+    [(None, 0.1, False), (KEY, None, False), (None, None, False), (KEY, 0.0, True), (KEY, 0.1, True)],
+)
 def test_absent_dropout_draws_no_bits(key, dropout, drawn, tiny):
     program = text(tiny, key, dropout=dropout)
     assert ("random_bits" in program) == drawn
@@ -32,10 +35,19 @@ def test_absent_dropout_draws_no_bits(key, dropout, drawn, tiny):
 @pytest.fixture(scope="module")
 def model(tiny):
     """Attention adds nothing and every feed-forward adds 1, so the stream shows each layer's mask."""
-    config = tiny.config(layers=5, patterns=("full", "sliding"), dropout=0.25, norm="layer", bias=("mlp-out",), positions="none")
+    config = tiny.config(
+        layers=5, patterns=("full", "sliding"), dropout=0.25, norm="layer", bias=("mlp-out",), positions="none"
+    )
     params = {path: jnp.zeros_like(leaf) for path, leaf in P.flatten(tiny.params(config)).items()}
-    params = {path: jnp.ones_like(leaf) if path.endswith(("out_bias", "scale", "tokens")) else leaf for path, leaf in params.items()}
-    run = jax.jit(lambda key, values: transformer.hidden(P.unflatten(params), jnp.zeros((4, 12), int), config, key=key, hypers=values, taps=("block_input",)))
+    params = {
+        path: jnp.ones_like(leaf) if path.endswith(("out_bias", "scale", "tokens")) else leaf
+        for path, leaf in params.items()
+    }
+    run = jax.jit(
+        lambda key, values: transformer.hidden(
+            P.unflatten(params), jnp.zeros((4, 12), int), config, key=key, hypers=values, taps=("block_input",)
+        )
+    )
     return config, lambda key, rate: run(key, HYPERS.replace(dropout=jnp.float32(rate)))
 
 
@@ -59,7 +71,9 @@ def test_keys_decide_and_rate_zero_is_nothing(model):
 def test_the_configs_rate_holds_without_hypers(tiny):
     config = tiny.config(dropout=0.25, layers=1, positions="none")
     params = jax.tree.map(jnp.ones_like, tiny.params(config))
-    taps = transformer.hidden(params, jnp.zeros((8, 12), int), config, key=KEY, taps=("block_input",)).taps["block_input"]
+    taps = transformer.hidden(params, jnp.zeros((8, 12), int), config, key=KEY, taps=("block_input",)).taps[
+        "block_input"
+    ]
     assert abs((np.asarray(taps) == 0).mean() - 0.25) < 0.04
 
 

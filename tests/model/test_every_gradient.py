@@ -23,7 +23,7 @@ CASES = [
     {"norm_placement": "post", "residual": "parallel-shared", "activation": "sigmoid", "kv_heads": 1},
     {"norm_placement": "sandwich", "residual": "serial", "activation": "geglu", "qk_norm": "whole", "kv_heads": 2, "norm_scale": "one-plus", **LAYER},
     {"norm_placement": "sandwich", "residual": "parallel", "activation": "geglu-tanh", "positions": "none", "qk_norm": "head", "tied": False},
-    {"norm_placement": "sandwich", "residual": "parallel-shared", "activation": "swiglu", "head_size": 6, "rope": {"fraction": 0.7, "layout": "interleaved"}},
+    {"norm_placement": "sandwich", "residual": "parallel-shared", "head_size": 6, "rope": {"fraction": 0.7, "layout": "interleaved"}},
     {"norm_placement": "branch-output", "residual": "serial", "activation": "relu2", "qk_norm": "whole", "embedding_scale": "sqrt-width"},
     {"norm_placement": "branch-output", "residual": "parallel", "activation": "swiglu", "attention_soft_cap": 5.0, "logit_soft_cap": 3.0, **LAYER},
     {"norm_placement": "branch-output", "residual": "parallel-shared", "activation": "gelu", "attention_scale": 0.2, "mlp_width": 7},
@@ -36,7 +36,11 @@ def built(tiny, case):
     return tiny.config(**{"context": 6, "vocab_size": 7, **case})
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(c.get(k, "")) for k in ("norm_placement", "residual", "activation", "layers")))
+@pytest.mark.parametrize(
+    "case",
+    CASES,
+    ids=lambda c: "-".join(str(c.get(k, "")) for k in ("norm_placement", "residual", "activation", "layers")),
+)
 def test_every_parameter_receives_a_gradient(case, tiny):
     config = built(tiny, case)
     tokens = jnp.asarray([[0, 1, 2, 3, 4, 5], [6, 0, 6, 1, 1, 2]])

@@ -12,7 +12,14 @@ from research.model import transformer
 from research.model.config import Slot
 
 TOTAL = 18
-SIZES = {"context": TOTAL, "layers": 3, "patterns": ("sliding", "full", "strided"), "window": 4, "stride": 3, "kv_heads": 2}
+SIZES = {
+    "context": TOTAL,
+    "layers": 3,
+    "patterns": ("sliding", "full", "strided"),
+    "window": 4,
+    "stride": 3,
+    "kv_heads": 2,
+}
 
 
 class Pair:
@@ -31,10 +38,14 @@ class Pair:
         chunk = np.full((2, width), 12)
         for b, n in enumerate(lengths):
             chunk[b, :n] = self.tokens[b, done[b] : done[b] + n]
-        inputs = {"tokens": jnp.asarray(chunk)} | ({} if list(lengths) == [width] * 2 else {"lengths": jnp.asarray(lengths)})
+        inputs = {"tokens": jnp.asarray(chunk)} | (
+            {} if list(lengths) == [width] * 2 else {"lengths": jnp.asarray(lengths)}
+        )
         out = self.step(inputs, self.cache)
         for b, n in enumerate(lengths):
-            np.testing.assert_allclose(out.outputs[b, :n], self.expected[b, done[b] : done[b] + n], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                out.outputs[b, :n], self.expected[b, done[b] : done[b] + n], rtol=1e-4, atol=1e-4
+            )
         self.cache = out.cache
         np.testing.assert_array_equal(self.cache.lengths_B, done + lengths)
 
@@ -83,11 +94,19 @@ def test_a_ring_holds_the_newest_and_a_query_sees_its_whole_window(data, tiny):
         keys = jnp.broadcast_to(where[..., None, None].astype(jnp.float32), (1, T, 1, 2))
         layer, k, v, positions = extend(layer, keys, -keys, where, slot=Slot("sliding"), config=config)
         written += n
-        held = {int(p): (float(a), float(b)) for p, a, b in zip(layer.positions_BS[0], layer.k_BSKH[0, :, 0, 0], layer.v_BSKH[0, :, 0, 0], strict=True) if p >= 0}
+        held = {
+            int(p): (float(a), float(b))
+            for p, a, b in zip(layer.positions_BS[0], layer.k_BSKH[0, :, 0, 0], layer.v_BSKH[0, :, 0, 0], strict=True)
+            if p >= 0
+        }
         assert held == {p: (p, -p) for p in range(max(0, written - ring), written)}
         offered = sorted(int(p) for p in positions[0] if p >= 0)
         assert len(offered) == len(set(offered)) and set(offered) >= set(range(max(0, written - n - 2), written))
-        assert all(float(a) == int(p) == -float(b) for p, a, b in zip(positions[0], k[0, :, 0, 0], v[0, :, 0, 0], strict=True) if p >= 0)
+        assert all(
+            float(a) == int(p) == -float(b)
+            for p, a, b in zip(positions[0], k[0, :, 0, 0], v[0, :, 0, 0], strict=True)
+            if p >= 0
+        )
 
 
 def test_rows_write_at_their_own_positions():

@@ -32,9 +32,13 @@ def test_dot_contracts_what_it_says_forward_and_back(inputs, x, w, b, formula):
 
     like = reference(x, w, b)
     weigh = array(*like.shape)
-    both = jax.jit(lambda *a: [jax.vjp(f, *a)[1](weigh) for f in (reference, lambda x, w, b: layers.dot(x, w, b, inputs=inputs))])
+    both = jax.jit(
+        lambda *a: [jax.vjp(f, *a)[1](weigh) for f in (reference, lambda x, w, b: layers.dot(x, w, b, inputs=inputs))]
+    )
     np.testing.assert_allclose(layers.dot(x, w, b, inputs=inputs), like, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(layers.dot(x, w, inputs=inputs), reference(x, w, jnp.zeros_like(b)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        layers.dot(x, w, inputs=inputs), reference(x, w, jnp.zeros_like(b)), rtol=1e-5, atol=1e-5
+    )
     for expected, found in zip(*both(x, w, b), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -46,7 +50,9 @@ def test_several_products_of_one_input_are_the_single_ones():
         return tuple(layers.dot(x, w, b) for w, b in zip(ws, bs, strict=True))
 
     weigh = tuple(array(*y.shape) for y in single(x, ws))
-    one, many = jax.jit(lambda x, ws: [jax.vjp(f, x, ws)[1](weigh) for f in (single, lambda x, ws: layers.dots(x, ws, bs))])(x, ws)
+    one, many = jax.jit(
+        lambda x, ws: [jax.vjp(f, x, ws)[1](weigh) for f in (single, lambda x, ws: layers.dots(x, ws, bs))]
+    )(x, ws)
     for expected, found in zip(single(x, ws), layers.dots(x, ws, bs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, many)
@@ -113,8 +119,12 @@ def test_activations_and_their_gradients_are_their_formulas(kind):
         value, by_x, by_g = jax.jit(value_and_slopes)(jnp.asarray(x), jnp.asarray(g))
     np.testing.assert_allclose(value, FORMULAS[kind](x, g), rtol=1e-6, atol=1e-9)
     h = 1e-5
-    np.testing.assert_allclose(by_x, (FORMULAS[kind](x + h, g) - FORMULAS[kind](x - h, g)) / (2 * h), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(by_g, (FORMULAS[kind](x, g + h) - FORMULAS[kind](x, g - h)) / (2 * h), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        by_x, (FORMULAS[kind](x + h, g) - FORMULAS[kind](x - h, g)) / (2 * h), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        by_g, (FORMULAS[kind](x, g + h) - FORMULAS[kind](x, g - h)) / (2 * h), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_every_declared_activation_is_tested():
@@ -134,12 +144,16 @@ def test_the_lookups_own_gradient_is_that_of_a_plain_gather(vocab, backend, dtyp
     ours = jax.jit(lambda *a: pulled(*a, layers.lookup))
     text = ours.lower(table, tokens, g).as_text()
     value, gradient = ours(table, tokens, g)
-    expected, plain = jax.jit(lambda *a: pulled(*a, lambda table, tokens, dtype: table[tokens].astype(dtype)))(table, tokens, g)
+    expected, plain = jax.jit(lambda *a: pulled(*a, lambda table, tokens, dtype: table[tokens].astype(dtype)))(
+        table, tokens, g
+    )
     monkeypatch.undo()
     assert value.dtype == dtype and gradient.dtype == jnp.float32
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_allclose(gradient, plain, rtol=1e-5, atol=1e-6)
-    assert ("dot_general" in text) == (vocab == 7) and ("stablehlo.sort" in text) == (backend == "gpu"), "the path that was meant"
+    assert ("dot_general" in text) == (vocab == 7) and ("stablehlo.sort" in text) == (backend == "gpu"), (
+        "the path that was meant"
+    )
 
 
 def test_gradients_of_repeated_tokens_add_up_in_the_dtype_of_the_table():

@@ -19,7 +19,13 @@ SCALINGS = {
     "none": {},
     "linear": {"factor": 4.0},
     "ntk": {"factor": 4.0},
-    "llama3": {"factor": 8.0, "base": 500000.0, "original_context": 64, "low_frequency_factor": 1.0, "high_frequency_factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "base": 500000.0,
+        "original_context": 64,
+        "low_frequency_factor": 1.0,
+        "high_frequency_factor": 4.0,
+    },
     "yarn": {"factor": 4.0, "original_context": 64, "beta_fast": 32.0, "beta_slow": 1.0},
 }
 heads = np.random.default_rng(0).normal(size=(2, 5, 3, H)).astype(np.float32)
@@ -41,7 +47,9 @@ def turned(x, config: RopeConfig, where):
 def test_rotation_is_complex_multiplication_and_the_rest_passes(layout, fraction):
     config = RopeConfig(base=100.0, layout=layout, fraction=fraction)
     where = np.array([[0, 1, 2, 3, 4], [7, 0, 100, 3, 3]])
-    found = jax.jit(lambda x, w: positions.rotate(x, positions.rope_table(config, H, w, jnp.float32), layout))(heads, where)
+    found = jax.jit(lambda x, w: positions.rotate(x, positions.rope_table(config, H, w, jnp.float32), layout))(
+        heads, where
+    )
     expected = [[[turned(heads[b, t, n], config, where[b, t]) for n in range(3)] for t in range(5)] for b in range(2)]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found[..., int(H * fraction) :], heads[..., int(H * fraction) :])
@@ -66,11 +74,16 @@ def test_products_depend_on_the_distance_alone(layout, scaling):
 
 
 def test_linear_interpolation_is_division_of_positions():
-    np.testing.assert_allclose(positions.rope_frequencies(RopeConfig(scaling="linear", factor=4.0), H)[0] * 12, positions.rope_frequencies(RopeConfig(), H)[0] * 3)
+    np.testing.assert_allclose(
+        positions.rope_frequencies(RopeConfig(scaling="linear", factor=4.0), H)[0] * 12,
+        positions.rope_frequencies(RopeConfig(), H)[0] * 3,
+    )
 
 
 def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_factor():
-    plain, scaled = (positions.rope_frequencies(RopeConfig(scaling=s, factor=f), H)[0] for s, f in (("none", 1.0), ("ntk", 4.0)))
+    plain, scaled = (
+        positions.rope_frequencies(RopeConfig(scaling=s, factor=f), H)[0] for s, f in (("none", 1.0), ("ntk", 4.0))
+    )
     ratio = plain / scaled
     assert ratio[0] == 1 and math.isclose(ratio[-1], 4.0) and (np.diff(ratio) > 0).all()
 
@@ -119,7 +132,9 @@ def test_scalings_agree_with_transformers(scaling, fraction):
         "original_max_position_embeddings": ours.original_context, "low_freq_factor": ours.low_frequency_factor,
         "high_freq_factor": ours.high_frequency_factor, "beta_fast": ours.beta_fast, "beta_slow": ours.beta_slow,
     }  # fmt: skip
-    theirs = transformers.LlamaConfig(hidden_size=512, num_attention_heads=8, max_position_embeddings=256, rope_parameters=parameters)
+    theirs = transformers.LlamaConfig(
+        hidden_size=512, num_attention_heads=8, max_position_embeddings=256, rope_parameters=parameters
+    )
     frequencies, factor = ROPE_INIT_FUNCTIONS[scaling](theirs, "cpu")
     found, ours_factor = positions.rope_frequencies(ours, int(64 * fraction))
     np.testing.assert_allclose(found, frequencies.numpy(), rtol=1e-5)
@@ -150,7 +165,13 @@ def test_sinusoids(width):
 
 @pytest.mark.parametrize(
     ("heads", "exponents"),
-    [(1, [8]), (2, [4, 8]), (8, [1, 2, 3, 4, 5, 6, 7, 8]), (12, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5]), (3, [4, 8, 2])],
+    [
+        (1, [8]),
+        (2, [4, 8]),
+        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (12, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5]),
+        (3, [4, 8, 2]),
+    ],
 )
 def test_alibi_slopes(heads, exponents):
     np.testing.assert_allclose(positions.alibi_slopes(heads), [2.0**-e for e in exponents])

@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 
 from research.core import params as P
-from research.model import transformer
+from research.model import cache, transformer
 
-SIZES = {"layers": 5, "patterns": ("full", "sliding"), "window": 3, "positions": "alibi", "norm": "layer", "bias": ("mlp-out",)}
+SIZES = {
+    "layers": 5,
+    "patterns": ("full", "sliding"),
+    "window": 3,
+    "positions": "alibi",
+    "norm": "layer",
+    "bias": ("mlp-out",),
+}
 
 
 def silent_attention(params):
     """The same parameters with attention adding nothing: the stream then grows by the feed-forward outputs alone."""
-    return P.unflatten({path: leaf * (0 if path.endswith("attention/output") else 1) for path, leaf in P.flatten(params).items()})
+    return P.unflatten(
+        {path: leaf * (0 if path.endswith("attention/output") else 1) for path, leaf in P.flatten(params).items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +32,7 @@ def tapped(tiny):
     return config, params, tokens, jax.jit(lambda: transformer.hidden(params, tokens, config, taps=transformer.TAPS))()
 
 
-def test_inputs_and_outputs_of_blocks_add_up_layer_by_layer(tapped, tiny):
+def test_inputs_and_outputs_of_blocks_add_up_layer_by_layer(tapped):
     config, params, tokens, out = tapped
     inputs, added = out.taps["block_input"], out.taps["mlp_output"]
     assert inputs.shape == added.shape == (5, 2, 7, config.width)
@@ -45,15 +54,15 @@ def test_attention_patterns_are_distributions_over_what_each_layer_sees(tapped):
         np.testing.assert_array_equal(p[layer] > 0, np.broadcast_to(allowed, p[layer].shape))
 
 
-def test_taps_are_the_same_from_a_cache_and_change_no_output(tapped, tiny):
-    from research.model import cache
-
+def test_taps_are_the_same_from_a_cache_and_change_no_output(tapped):
     config, params, tokens, out = tapped
     plain = jax.jit(lambda: transformer.hidden(params, tokens, config))()
     np.testing.assert_allclose(plain.outputs, out.outputs, rtol=1e-5, atol=1e-6)
     assert plain.taps == {}
     names = ("block_input", "mlp_output")
-    decoded = jax.jit(lambda: transformer.hidden(params, tokens, config, taps=names, cache=cache.init(config, 2, 7, jnp.float32)))()
+    decoded = jax.jit(
+        lambda: transformer.hidden(params, tokens, config, taps=names, cache=cache.init(config, 2, 7, jnp.float32))
+    )()
     for name in names:
         np.testing.assert_allclose(decoded.taps[name], out.taps[name], rtol=1e-4, atol=1e-5)
 
@@ -73,7 +82,13 @@ def test_taps_that_nobody_reads_are_dropped_by_the_compiler(tapped):
     config, params, tokens, _ = tapped
 
     def products(taps):
-        return jax.jit(lambda: transformer.hidden(params, tokens, config, taps=taps).outputs).lower().compile().as_text().count(" dot(")
+        return (
+            jax.jit(lambda: transformer.hidden(params, tokens, config, taps=taps).outputs)
+            .lower()
+            .compile()
+            .as_text()
+            .count(" dot(")
+        )
 
     assert products(transformer.TAPS) == products(())
 

@@ -74,6 +74,13 @@ def test_a_prompt_from_standard_input(sample, monkeypatch):
         sample("--prompt", "-")
 
 
+def test_text_is_utf8_whatever_the_locale(monkeypatch, loaded):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    command.sample_command(lambda run: loaded, ["r", "--prompt", "é\n", "--max-tokens", "0"])
+    assert raw.getvalue() == "é\n".encode()
+
+
 def test_an_empty_prompt_shows_only_its_continuation(sample, loaded):
     assert sample(*OPTIONS)[0] == generate(*loaded, [""], SAMPLING)[0].text
 
@@ -89,6 +96,7 @@ def test_an_empty_prompt_shows_only_its_continuation(sample, loaded):
         (["r", "--prompt", "-", "--prompt", "-"], "read once"),
         (["r", "stray"], "unexpected argument 'stray'"),
         (["r", "--prompt", "two", "words"], "--prompt is 'two words'"),
+        (["r", "--prompt", "--json"], "--prompt is given no value"),
     ],
 )
 def test_a_bad_command_line_is_refused_before_anything_is_loaded(argv, message):

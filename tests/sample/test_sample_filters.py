@@ -11,13 +11,12 @@ from hypothesis.extra import numpy as hnp
 from research.sample import filters as F
 
 B, V = 3, 24
-LOGITS = hnp.arrays(np.float32, (B, V), elements=st.integers(-40, 40).map(lambda n: n / 4))
 FRACTION = st.floats(0.015625, 1, width=32)
 VALUES = st.fixed_dictionaries(
     {
         "temperature": st.floats(0.25, 4, width=32),
         "top_k": st.integers(1, V + 3),
-        "top_p": FRACTION,
+        "top_p": st.one_of(st.just(1.0), FRACTION),
         "min_p": st.one_of(st.just(0.0), FRACTION),
         "repetition_penalty": st.floats(0.5, 2, width=32),
     }
@@ -48,14 +47,18 @@ def reference(logits, seen, temperature, top_k, top_p, min_p, repetition_penalty
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
-@hypothesis.given(LOGITS, hnp.arrays(bool, (B, V)), VALUES)
-def test_filters_equal_their_definitions(logits, seen, values):
+@hypothesis.given(st.integers(0, 2**32 - 1), VALUES)
+def test_filters_equal_their_definitions(seed, values):
+    draw = np.random.default_rng(seed)
+    logits = draw.integers(-24, 24, (B, V)).astype(np.float32) / 4  # with ties
+    seen = draw.random((B, V)) < 0.5
     ours = np.asarray(filtered(logits, F.make(**values), seen))
-    for row in range(B):
-        theirs, doubt = reference(logits[row], seen[row], **values)
-        if doubt > 1e-4:
-            np.testing.assert_array_equal(np.isfinite(ours[row]), np.isfinite(theirs))
-            np.testing.assert_allclose(ours[row], theirs, rtol=1e-4, atol=1e-4)
+    rows = [reference(logits[row], seen[row], **values) for row in range(B)]
+    for mine, (theirs, doubt) in zip(ours, rows, strict=True):
+        if doubt > 1e-5:
+            np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(theirs))
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+    hypothesis.assume(any(doubt > 1e-5 for _, doubt in rows))  # too many of the others are an error
 
 
 NEUTRAL = {"temperature": 1.0, "top_k": V, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}

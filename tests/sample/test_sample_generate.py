@@ -117,6 +117,13 @@ def test_a_token_does_not_depend_on_how_many_follow(base, tokenizer):
     assert [one.tokens for one in short] == [one.tokens[:5] for one in long]
 
 
+def test_every_token_of_every_row_draws_anew(base, tokenizer):
+    flat = dataclasses.replace(DRAWN, temperature=1e6)  # only the random keys decide
+    results = generate(base, BASE, tokenizer, PROMPTS, flat)
+    assert all(len(set(one.tokens)) > 0.8 * len(one.tokens) for one in results)
+    assert len({one.tokens[0] for one in results}) > 3
+
+
 def test_streamed_text_joins_to_the_text(base, tokenizer):
     streamed: dict[int, str] = {}
 

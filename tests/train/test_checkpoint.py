@@ -109,6 +109,13 @@ def test_the_buffers_may_be_donated_at_once(tmp_path):
     assert_same(restored.state, expected)
 
 
+def test_the_snapshot_is_memory_of_its_own(tmp_path):
+    state = {"w": jnp.arange(1000.0), "n": jnp.int32(3)}
+    writing = orbax_io.Writing(tmp_path / "x", orbax_io.named_leaves(state))
+    for name, leaf in state.items():
+        assert not np.shares_memory(writing._snapshot[name], np.asarray(leaf))
+
+
 def test_save_returns_while_the_disk_is_still_busy(tmp_path, monkeypatch):
     release, start = threading.Event(), orbax_io._start
 
@@ -343,13 +350,13 @@ def test_killed_between_any_two_changes_to_the_disk_leaves_a_whole_checkpoint(ha
 
     with Checkpointer(harmed, Keep(last=2, best=False)) as checkpoints:
         monkeypatch.setattr(Path, "rename", spied(Path.rename))
-        monkeypatch.setattr(shutil, "rmtree", spied(shutil.rmtree))
+        monkeypatch.setattr(shutil, "rmtree", spied(half_then_all(shutil.rmtree, spied(os.unlink))))
         monkeypatch.setattr(manifest, "write", spied(manifest.write))
         checkpoints.save(2, make_state(22), {})  # replaces
         checkpoints.save(3, make_state(3), {})  # makes 1 old
         checkpoints.wait()
         monkeypatch.undo()
-    assert len(snapshots) >= 2 * (4 + 4)
+    assert len(snapshots) >= 2 * (4 + 4 + 2)
     found = []
     for snapshot in snapshots:
         checkpoints = Checkpointer(snapshot, warn=pytest.fail)
@@ -359,6 +366,15 @@ def test_killed_between_any_two_changes_to_the_disk_leaves_a_whole_checkpoint(ha
         found.append((newest.step, params_of(newest)))
     assert set(found) == {(2, "old"), (2, "new"), (3, "new")}
     assert found == sorted(found, key=[(2, "old"), (2, "new"), (3, "new")].index)
+
+
+def half_then_all(rmtree, unlink):
+    def delete(path, **kwargs):
+        if path.exists():
+            unlink(path / "manifest.json")
+        rmtree(path, **kwargs)
+
+    return delete
 
 
 def params_of(sealed):

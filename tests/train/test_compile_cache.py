@@ -177,7 +177,7 @@ def test_the_least_recently_used_go_first_whatever_machine_they_are_of(tmp_path,
         path = tmp_path / f"machine{i % 2}" / f"{name}-cache"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x" * 100)
-        os.utime(path, (ord(name) + 50 * (name == "e"), ord(name)))  # e is old, but was read last
+        os.utime(path, (200, 1) if name == "e" else (1, ord(name)))  # e is old, but was read last
     cc.bound(tmp_path, *limits)
     assert sorted(p.name[0] for p in tmp_path.rglob("*-cache")) == sorted(left)
 

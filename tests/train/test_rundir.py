@@ -262,6 +262,20 @@ def read_back(records):
     return {"metrics.jsonl": [{"step": at, "text": text} for at, text in records], "samples.txt": records}
 
 
+def test_a_line_torn_just_before_its_end_is_not_a_line(tmp_path):
+    with start(tmp_path) as run:
+        for step in (1, 2):
+            run.write_metrics({"step": step})
+            run.write_sample(step, "x")
+        for name in ("metrics.jsonl", "samples.txt"):
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+        run.cut_back(2)
+        run.write_metrics({"step": 2, "again": True})
+        run.write_sample(2, "again")
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2, "again": True}]
+    assert read_samples(tmp_path) == [(1, "x"), (2, "again")]
+
+
 def test_a_sample_that_looks_like_a_heading_stays_a_sample(tmp_path):
     with start(tmp_path) as run:
         run.write_sample(1, "a\n===== step 9, 1 bytes =====\nb\n")
