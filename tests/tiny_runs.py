@@ -46,7 +46,7 @@ _build, _programs = program.build, {}
 def build_shared(config: Config, corpus) -> program.Program:
     """`program.build`, with the compiled functions of the first program that was like this one, and no peak measured."""
     built = _build(config, corpus)
-    kind = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    kind = dataclasses.replace(config.optimizer, learning_rate=0.0, schedule=ScheduleConfig(config.optimizer.schedule.kind))
     key = (built.model, config.task, kind, config.micro_batches, config.mesh)
     if key not in _programs:
         _programs[key] = (built, jax.jit(built._init, out_shardings=built.state_shardings))
@@ -82,12 +82,12 @@ class Interruptions:
         self.patch = patch
 
     def around(self, owner, name: str, after) -> None:
-        """Calls `after(self, *arguments)` after the method."""
+        """Calls `after(self)` after the method."""
         method = getattr(owner, name)
 
-        def wrapped(this, *arguments):
-            result = method(this, *arguments)
-            after(this, *arguments)
+        def wrapped(this, *arguments, **named):
+            result = method(this, *arguments, **named)
+            after(this)
             return result
 
         self.patch.setattr(owner, name, wrapped)
@@ -95,7 +95,7 @@ class Interruptions:
     def signal_at(self, step: int, number: int = signal.SIGTERM) -> None:
         """A signal after `step` was dispatched and before anything that is due after it."""
 
-        def send(running, *_):
+        def send(running):
             if running.step == step and running.signals.requested is None:
                 os.kill(os.getpid(), number)
                 until(lambda: running.signals.requested is not None)
@@ -117,7 +117,7 @@ class Interruptions:
         """The end right after the n-th record or sample has been written."""
         written = []
 
-        def count(*_):
+        def count(_):
             written.append(1)
             if len(written) == n:
                 raise Killed

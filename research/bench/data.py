@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from research.bench import shapes
+from research.bench.rows import aligned
 from research.bench.shapes import Shape
-from research.bench.train import OPTIMIZER, aligned
+from research.bench.train import OPTIMIZER
 from research.bench.worker import timed_round, warm_up
 from research.core import config as C
 from research.core.errors import UserError

@@ -44,6 +44,7 @@ def build(request):
             loss = loss_of(*next(batches))
             loss.backward()
             update()
+        assert loss is not None
         return loss.item()  # waits for everything before it
 
     return {"params": sum(p.numel() for p in model.parameters()), **facts, **names}, run

@@ -16,7 +16,7 @@ from typing import IO, Any
 from research.core.errors import UserError
 
 WORKER = Path(__file__).with_name("worker.py")
-ENDS_WITHIN = 10.0  # seconds that a process has to end once its output has
+ENDS_WITHIN = 5.0  # seconds that a process has to end once its input or output is closed
 ANSWER_WITHIN = 1800.0  # seconds; a side that takes longer is taken to hang
 
 Reply = dict[str, Any]
@@ -51,9 +51,7 @@ def started(side: Side, answer_within: float = ANSWER_WITHIN) -> Iterator[Ask]:
         try:
             yield lambda do, **values: _ask(process, errors, {"do": do, **side.request, **values}, answer_within)
         finally:
-            process.kill()
-            with contextlib.suppress(OSError):
-                process.communicate()
+            _end(process)
 
 
 def _start(side: Side, errors: IO[str]) -> subprocess.Popen:
@@ -65,6 +63,17 @@ def _start(side: Side, errors: IO[str]) -> subprocess.Popen:
         )
     except OSError as error:
         raise UserError(f"{side.python} cannot be run as Python for {side.name}: {error.strerror or error}") from None
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Closes the input, upon which a side ends; one that does not is ended."""
+    try:
+        process.communicate(timeout=ENDS_WITHIN)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        pass
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _ask(process: subprocess.Popen, errors: IO[str], request: dict[str, Any], answer_within: float) -> Reply:

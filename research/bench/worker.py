@@ -21,6 +21,7 @@ import traceback
 
 WARM_UP_SECONDS = 0.5
 WARM_UP_STEPS = 20
+OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "alloc_failed")  # as XLA, PyTorch and cuBLAS say it
 
 
 def timed(run, steps):
@@ -74,7 +75,7 @@ def failure(error):
     """An exception as a reply."""
     text = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
     said = f"{type(error).__name__} {error}".lower()
-    full = isinstance(error, MemoryError) or "resource_exhausted" in said or "out of memory" in said
+    full = isinstance(error, MemoryError) or any(sign in said for sign in OUT_OF_MEMORY)
     kind = "missing" if isinstance(error, ImportError) else "out_of_memory" if full else "failed"
     return {"error": kind, "text": text[:300]}
 

@@ -10,6 +10,8 @@ directory is next opened for writing, so a folder named by a step is complete, o
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 import sys
 import threading
@@ -350,12 +352,13 @@ def _agreed(step: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
 
 
-def _cannot_write(directory: Path, error: Exception) -> UserError:
-    return UserError(f"cannot write checkpoints in {directory}: {error}. Those already saved are intact")
+def _cannot_write(directory: Path, reason: object) -> UserError:
+    return UserError(f"cannot write checkpoints in {directory}: {reason}. Those already saved are intact")
 
 
 def _as_user_error(directory: Path, error: BaseException) -> UserError | None:
     """Full disks and missing permissions. TensorStore reports them as ValueError with the system's error number."""
-    if isinstance(error, OSError) or (isinstance(error, ValueError) and "os_error_code=" in str(error)):
+    if isinstance(error, OSError):
         return _cannot_write(directory, error)
-    return None
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return _cannot_write(directory, os.strerror(int(code[1]))) if code else None

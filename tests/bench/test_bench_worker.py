@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import psutil
 import pytest
 from fake_sides import side
 
@@ -52,10 +53,10 @@ def test_a_process_that_hangs_is_ended(tmp_path):
 
 
 def test_the_process_ends_with_the_block(tmp_path):
-    with started(side(tmp_path, "a", pid="")) as ask:
-        process = ask.__closure__ and next(c.cell_contents for c in ask.__closure__ if hasattr(c.cell_contents, "poll"))
-        assert process and process.poll() is None
-    assert process.poll() is not None
+    with started(side(tmp_path, "a", about="FACTS['pid'] = os.getpid()")) as ask:
+        pid = ask("about")["pid"]
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
 
 
 def test_an_interpreter_that_is_none(tmp_path):

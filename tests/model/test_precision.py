@@ -35,10 +35,17 @@ def program(config, dtype):
     return jax.make_jaxpr(function)(params, batch, values)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi"])
-def test_float64_in_float64_throughout(positions, tiny):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "rotary", **EVERYTHING},
+        *({"positions": p, "layers": 1, "activation": "relu"} for p in ("learned", "sinusoidal", "alibi")),
+    ],
+    ids=lambda changes: changes["positions"],
+)
+def test_float64_in_float64_throughout(changes, tiny):
     with jax.enable_x64(True):
-        made = program(tiny.config(**EVERYTHING, positions=positions), jnp.float64)
+        made = program(tiny.config(**changes), jnp.float64)
     found = {}
     for equation in equations(made.jaxpr):
         for variable in equation.outvars:
@@ -59,9 +66,8 @@ def test_float64_is_more_exact_than_float32(tiny):
     assert 0 < difference < 1e-10
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_half_precision_multiplies_in_bfloat16_and_reduces_in_float32(positions, tiny):
-    made = program(tiny.config(**EVERYTHING, positions=positions, dtype="bfloat16"), jnp.float32)
+def test_half_precision_multiplies_in_bfloat16_and_reduces_in_float32(tiny):
+    made = program(tiny.config(**EVERYTHING, dtype="bfloat16"), jnp.float32)
     kinds = {}
     for equation in equations(made.jaxpr):
         kinds.setdefault(equation.primitive.name, set()).update(

@@ -158,11 +158,13 @@ def test_a_second_process_is_refused_by_pid_until_the_first_dies(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path / "run")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout and holder.stdout.readline() == "held\n"
-        for fresh in (False, True):
-            with pytest.raises(UserError, match=f"is being trained by process {holder.pid}"):
-                start(tmp_path / "run", identity={}, fresh=fresh)
-        holder.send_signal(signal.SIGKILL)
+        try:
+            assert holder.stdout and holder.stdout.readline() == "held\n"
+            for fresh in (False, True):
+                with pytest.raises(UserError, match=f"is being trained by process {holder.pid}"):
+                    start(tmp_path / "run", identity={}, fresh=fresh)
+        finally:
+            holder.kill()
     start(tmp_path / "run", identity={}).close()
 
 

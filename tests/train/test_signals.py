@@ -1,5 +1,6 @@
 """One signal asks, two insist; a compile in progress, a forked worker or another thread make no difference."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,13 +8,11 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
+from research.train import signals
 from research.train.signals import Signals
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -60,8 +59,8 @@ def test_outside_the_main_thread_it_watches_nothing():
 
 # Locking a mutex twice is one call into C that never returns and that no signal interrupts, like a long compile.
 DEAF = """
-    import ctypes
-    from research.train.signals import Signals
+    import ctypes, runpy, sys
+    Signals = runpy.run_path(sys.argv[1])["Signals"]
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     libc.pthread_mutex_init(mutex, None)
     libc.pthread_mutex_lock(mutex)
@@ -84,8 +83,8 @@ def test_the_second_signal_ends_the_process_while_it_is_in_a_long_call(first, se
 
 
 FORKED = """
-    import os, signal, time
-    from research.train.signals import Signals
+    import os, runpy, signal, sys, time
+    Signals = runpy.run_path(sys.argv[1])["Signals"]
     ready, started = os.pipe()
     with Signals() as stop:
         child = os.fork()
@@ -109,8 +108,12 @@ def test_a_forked_worker_has_its_own_signals():
     assert output.split() == ["15", "None", "15"] and process.returncode == 0, errors
 
 
+@contextlib.contextmanager
 def run_python(source):
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    """Runs `source` with the module's file as its argument: alone it imports in no time."""
+    command = [sys.executable, "-c", textwrap.dedent(source), signals.__file__]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
