@@ -44,7 +44,12 @@ def bench(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "sample": sample, "inspect": inspect, "bench": bench}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "sample": sample,
+    "inspect": inspect,
+    "bench": bench,
+}
 
 
 def usage() -> str:
@@ -72,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verb(name: str) -> Callable[[Sequence[str]], int]:
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, 1, 0.3)
-        raise UserError(f"there is no verb {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VERBS)}"))
+        raise UserError(
+            f"there is no verb {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VERBS)}")
+        )
     return VERBS[name]
 
 

@@ -46,7 +46,9 @@ _build, _programs = program.build, {}
 def build_shared(config: Config, corpus) -> program.Program:
     """`program.build`, with the compiled functions of the first program that was like this one, and no peak measured."""
     built = _build(config, corpus)
-    kind = dataclasses.replace(config.optimizer, learning_rate=0.0, schedule=ScheduleConfig(config.optimizer.schedule.kind))
+    kind = dataclasses.replace(
+        config.optimizer, learning_rate=0.0, schedule=ScheduleConfig(config.optimizer.schedule.kind)
+    )
     key = (built.model, config.task, kind, config.micro_batches, config.mesh)
     if key not in _programs:
         _programs[key] = (built, jax.jit(built._init, out_shardings=built.state_shardings))

@@ -42,7 +42,9 @@ def lookup(device_kind: str) -> Chip | None:
     """The chip that JAX's `device.device_kind` names (`NVIDIA H200`, `TPU v5 lite`), or None for one not in the table."""
     if device_kind in KINDS:
         return CHIPS[KINDS[device_kind]]
-    return next((chip for name, chip in CHIPS.items() if re.search(rf"\b{name}\b", device_kind)), None)  # an L40 is no L4
+    return next(
+        (chip for name, chip in CHIPS.items() if re.search(rf"\b{name}\b", device_kind)), None
+    )  # an L40 is no L4
 
 
 def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:

@@ -190,6 +190,10 @@ def _ill_typed(default: Any, argv: Sequence[str], prog: str) -> str | None:
             continue  # fine by itself, wrong beside a default; the whole line decides
         except SystemExit:
             given = repr(" ".join(words)) if words else "given no value"
-            hint = f" (a value that starts with a dash is written --{name}={words[0]})" if words and words[0].startswith("-") else ""
+            hint = (
+                f" (a value that starts with a dash is written --{name}={words[0]})"
+                if words and words[0].startswith("-")
+                else ""
+            )
             return f"--{name} is {given}; expected {type_name(known[_canonical(name)])}{hint}"
     return None

@@ -66,7 +66,9 @@ class Param:
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
-            raise ValueError(f"Param of shape {self.shape} has {len(self.axes)} axis names {self.axes}; expected one per dimension")
+            raise ValueError(
+                f"Param of shape {self.shape} has {len(self.axes)} axis names {self.axes}; expected one per dimension"
+            )
         if any(size < 1 for size in self.shape):
             raise ValueError(f"Param of shape {self.shape} (axes {self.axes}) has an empty dimension")
         if not 0 <= self.inputs <= len(self.shape) - self.stacked:

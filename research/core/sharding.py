@@ -48,7 +48,9 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
             raise UserError(f"mesh {text!r}: {part!r} is not AXIS=SIZE with a new axis out of {', '.join(MESH_AXES)}")
         sizes[name] = int(size)
     if math.prod(sizes.values()) != device_count:
-        raise UserError(f"mesh {text!r} has {math.prod(sizes.values())} devices, but {device_count} are here; make the product {device_count}")
+        raise UserError(
+            f"mesh {text!r} has {math.prod(sizes.values())} devices, but {device_count} are here; make the product {device_count}"
+        )
     return sizes
 
 

@@ -11,7 +11,9 @@ SIZES = {
 }
 
 
-def config(layers: int, width: int, heads: int, vocab_size: int | None = 50257, context: int = 1024, **changes) -> ModelConfig:
+def config(
+    layers: int, width: int, heads: int, vocab_size: int | None = 50257, context: int = 1024, **changes
+) -> ModelConfig:
     """GPT-2's architecture at any size: learned positions, pre-norm layer norm, tanh gelu, biases everywhere but the tied head."""
     bias = ("query", "key", "value", "attention-output", "mlp-in", "mlp-out", "norm")
     return ModelConfig(

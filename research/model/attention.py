@@ -63,7 +63,9 @@ class Bias:
     slopes_N: np.ndarray = struct.field(pytree_node=False)
 
 
-def probabilities(q_BTNH, k_BSKH, mask: Mask, *, scale: float, cap: float | None = None, bias: Bias | None = None) -> jax.Array:
+def probabilities(
+    q_BTNH, k_BSKH, mask: Mask, *, scale: float, cap: float | None = None, bias: Bias | None = None
+) -> jax.Array:
     """The attention pattern, (B, N, T, S), in at least float32. Rows that see nothing come out uniform, never NaN."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
@@ -91,7 +93,9 @@ def blocked(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, r
     """`plain` over blocks of queries, recomputed in the backward pass: memory grows with T, not T squared."""
     B, T, N, H = q_BTNH.shape
     S = k_BSKH.shape[1]
-    q_pos, k_pos = (jnp.broadcast_to(x, (B, x.shape[1])) for x in (mask.positions(T, S)[0][:, :, 0], mask.positions(T, S)[1][:, 0]))
+    q_pos, k_pos = (
+        jnp.broadcast_to(x, (B, x.shape[1])) for x in (mask.positions(T, S)[0][:, :, 0], mask.positions(T, S)[1][:, 0])
+    )
     pad = -T % BLOCK
     pieces = {"q": q_BTNH, "positions": q_pos}
     if mask.query_segments_BT is not None:
@@ -104,7 +108,9 @@ def blocked(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, r
     @jax.checkpoint
     def one(block):
         index, piece = block
-        here = dataclasses.replace(mask, query_positions_BT=piece["positions"], key_positions_BS=k_pos, query_segments_BT=piece.get("segments"))
+        here = dataclasses.replace(
+            mask, query_positions_BT=piece["positions"], key_positions_BS=k_pos, query_segments_BT=piece.get("segments")
+        )
         here_key = None if key is None else jax.random.fold_in(key, index)
         return plain(piece["q"], k_BSKH, v_BSKH, here, scale=scale, cap=cap, bias=bias, rate=rate, key=here_key)
 
@@ -141,7 +147,9 @@ def choose(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> str:
     return "blocked" if k_BSKH.shape[1] >= BLOCKED_FROM and q_BTNH.shape[1] > BLOCK else "plain"
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, rate=None, key=None, implementation="auto") -> jax.Array:
+def attend(
+    q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, rate=None, key=None, implementation="auto"
+) -> jax.Array:
     """Attention's output, (B, T, N, H). `rate` and `key` drop attention weights; absent without both."""
     rate = None if key is None else rate
     if implementation == "cudnn" and not cudnn_fits(q_BTNH, k_BSKH, mask, cap, bias, rate):

@@ -101,7 +101,16 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
     taps = {"block_input": x_BTD} if "block_input" in context.taps else {}
 
     def attend(x_BTD):
-        return _attend(p["attention"], x_BTD, config, slot, context, None if key is None else rng.fold(key, "attention_pattern"), layer, taps)
+        return _attend(
+            p["attention"],
+            x_BTD,
+            config,
+            slot,
+            context,
+            None if key is None else rng.fold(key, "attention_pattern"),
+            layer,
+            taps,
+        )
 
     def feed(x_BTD):
         y_BTD = _feed_forward(p["mlp"], x_BTD, config)

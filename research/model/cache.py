@@ -55,7 +55,9 @@ def write(layer: LayerCache, k_BTKH: jax.Array, v_BTKH: jax.Array, positions_BT:
         return old.at[rows_B1, slots_BT].set(new.astype(old.dtype), mode="drop")
 
     return LayerCache(
-        k_BSKH=put(layer.k_BSKH, k_BTKH), v_BSKH=put(layer.v_BSKH, v_BTKH), positions_BS=put(layer.positions_BS, positions_BT)
+        k_BSKH=put(layer.k_BSKH, k_BTKH),
+        v_BSKH=put(layer.v_BSKH, v_BTKH),
+        positions_BS=put(layer.positions_BS, positions_BT),
     )
 
 

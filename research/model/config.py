@@ -106,7 +106,9 @@ class ModelConfig:
     dtype: DTypeName = "auto"
     attention: Literal["auto", "plain", "blocked", "cudnn"] = "auto"
     unroll: int = 1  # how many repeats of the pattern each turn of the scan holds; at least `layers` leaves no loop
-    remat: Literal["none", "full", "matmuls", "attention"] = "none"  # what the backward pass recomputes: nothing, all, ...
+    remat: Literal["none", "full", "matmuls", "attention"] = (
+        "none"  # what the backward pass recomputes: nothing, all, ...
+    )
 
     def __post_init__(self):
         check_choices(self, "model")
@@ -118,12 +120,22 @@ class ModelConfig:
         require(self.norm_eps >= 0, "model.norm_eps", self.norm_eps, "a number of at least 0")
         require(bool(self.patterns), "model.patterns", self.patterns, "at least one of full, sliding, strided")
         if self.head_size is None:
-            require(self.width % self.heads == 0, "model.heads", self.heads, f"a divisor of width {self.width}, or set head_size")
+            require(
+                self.width % self.heads == 0,
+                "model.heads",
+                self.heads,
+                f"a divisor of width {self.width}, or set head_size",
+            )
         require(self.heads % self.K == 0, "model.kv_heads", self.K, f"a divisor of heads {self.heads}")
         require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
         if self.positions == "rotary":
             rotated = int(self.H * self.rope.fraction)
-            require(rotated >= 2 and rotated % 2 == 0, "model.rope.fraction", self.rope.fraction, f"an even part of head size {self.H}")
+            require(
+                rotated >= 2 and rotated % 2 == 0,
+                "model.rope.fraction",
+                self.rope.fraction,
+                f"an even part of head size {self.H}",
+            )
 
     @property
     def V(self) -> int:

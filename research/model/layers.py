@@ -44,7 +44,10 @@ def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) 
     outs = [w.shape[1:] for w in ws]
     sizes = [math.prod(out) for out in outs]
     joined = dot(x, jnp.concatenate([w.astype(x.dtype).reshape(w.shape[0], -1) for w in ws], axis=1))
-    parts = (y.reshape(*x.shape[:-1], *out) for y, out in zip(jax.lax.split(joined, sizes, joined.ndim - 1), outs, strict=True))
+    parts = (
+        y.reshape(*x.shape[:-1], *out)
+        for y, out in zip(jax.lax.split(joined, sizes, joined.ndim - 1), outs, strict=True)
+    )
     return tuple(y if b is None else y + beside(b, y) for y, b in zip(parts, bs, strict=True))
 
 

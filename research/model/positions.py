@@ -15,7 +15,9 @@ def documents(segments_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     An id that comes back later in its row is another document, so that no token sees one to its right.
     """
     t = jnp.arange(segments_BT.shape[1])[None]
-    starts = jnp.concatenate([jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
+    starts = jnp.concatenate(
+        [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
+    )
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32), t - jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
 
 
@@ -58,7 +60,9 @@ def rope_table(config: RopeConfig, head_size: int, positions: jax.Array, dtype) 
     """`(cos, sin)`, each `positions.shape + (1, rotated / 2)`, ready to broadcast over heads."""
     frequencies, factor = rope_frequencies(config, int(head_size * config.fraction))
     wide = jnp.promote_types(dtype, jnp.float32)
-    angles = positions[..., None, None].astype(wide) * jnp.asarray(frequencies, wide).reshape((1,) * (positions.ndim + 1) + (-1,))
+    angles = positions[..., None, None].astype(wide) * jnp.asarray(frequencies, wide).reshape(
+        (1,) * (positions.ndim + 1) + (-1,)
+    )
     return (jnp.cos(angles) * factor).astype(dtype), (jnp.sin(angles) * factor).astype(dtype)
 
 
@@ -67,7 +71,9 @@ def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array], layout: str) -
     cos, sin = table
     half = cos.shape[-1]
     turned, rest = x_BTNH[..., : 2 * half], x_BTNH[..., 2 * half :]
-    a, b = (turned[..., ::2], turned[..., 1::2]) if layout == "interleaved" else (turned[..., :half], turned[..., half:])
+    a, b = (
+        (turned[..., ::2], turned[..., 1::2]) if layout == "interleaved" else (turned[..., :half], turned[..., half:])
+    )
     parts = a * cos - b * sin, b * cos + a * sin
     if layout == "interleaved":
         turned = jnp.stack(parts, axis=-1).reshape(turned.shape)

@@ -45,7 +45,9 @@ def specs(config: ModelConfig) -> P.Tree:
     if config.positions == "learned":
         tree["embed"]["positions"] = P.Param((config.context, D), ("positions", "embed"), P.normal(EMBED_INIT))
     tree["decoder"] = {
-        str(s): {str(i): P.tree_map(lambda p, n=n: p.stack(n), block.specs(config, slot)) for i, slot in enumerate(slots)}
+        str(s): {
+            str(i): P.tree_map(lambda p, n=n: p.stack(n), block.specs(config, slot)) for i, slot in enumerate(slots)
+        }
         for s, (slots, n) in enumerate(config.segments)
     }
     if config.norm_placement != "post":
@@ -136,8 +138,12 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
     if config.positions == "learned":
         where = context.positions_BT
         if where is None and config.context < T:
-            raise ValueError(f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context")
-        x_BTD = x_BTD + (p["positions"][None, :T].astype(dtype) if where is None else lookup(p["positions"], where, dtype))
+            raise ValueError(
+                f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context"
+            )
+        x_BTD = x_BTD + (
+            p["positions"][None, :T].astype(dtype) if where is None else lookup(p["positions"], where, dtype)
+        )
     elif config.positions == "sinusoidal":
         where = jnp.arange(T)[None] if context.positions_BT is None else context.positions_BT
         x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from research.core.hypers import Hypers
 from research.model import head, transformer
@@ -43,7 +42,9 @@ def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
         weights_BT = batch["weights"]
 
         def penalised(logits_BTV, targets_BT):
-            smoothing = task.label_smoothing if hypers is None or task.label_smoothing is None else hypers.label_smoothing
+            smoothing = (
+                task.label_smoothing if hypers is None or task.label_smoothing is None else hypers.label_smoothing
+            )
             z_loss = task.z_loss if hypers is None or task.z_loss is None else hypers.z_loss
             return losses.softmax_cross_entropy(logits_BTV, targets_BT, label_smoothing=smoothing, z_loss=z_loss)
 

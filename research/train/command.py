@@ -31,7 +31,9 @@ EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
 
 
-def fit(experiment: Experiment | Config, *, name: str | None = None, resume: bool = True, fresh: bool = False, profile=None) -> Result:
+def fit(
+    experiment: Experiment | Config, *, name: str | None = None, resume: bool = True, fresh: bool = False, profile=None
+) -> Result:
     """Trains a config, or goes on with its run directory, and returns what came of it.
 
     A run that had finished trains nothing. Raises UserError for input that cannot be used; a signal ends the run with its state
@@ -63,7 +65,9 @@ def fit(experiment: Experiment | Config, *, name: str | None = None, resume: boo
         return result
 
 
-def _train(config: Config, built: program.Program, run: RunDir, saver: Checkpointer, signals: Signals, profile) -> Result:
+def _train(
+    config: Config, built: program.Program, run: RunDir, saver: Checkpointer, signals: Signals, profile
+) -> Result:
     with contextlib.closing(Console(config.steps, 0, run.write_log)) as console:
         devices = jax.devices()
         console.say(f"{count(built.n_params)} parameters, {len(devices)} x {devices[0].device_kind}, {len(built.corpus.train):,} training tokens"
@@ -101,7 +105,9 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
     result = fit(experiment, resume=arguments.resume, fresh=arguments.fresh, profile=arguments.profiled())
     stopped_by = result.summary["stopped_by"]
     if result.state is None:
-        print(f"{result.run.path} is finished (stopped by {stopped_by} at step {result.summary['steps']}): nothing to train")
+        print(
+            f"{result.run.path} is finished (stopped by {stopped_by} at step {result.summary['steps']}): nothing to train"
+        )
     if arguments.json:
         print(json.dumps(finite(result.summary)), flush=True)
     if stopped_by.startswith("SIG"):

@@ -59,7 +59,12 @@ class Config:
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a number above 0")
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number in [0, 2^32)")
-        require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, f"a divisor of batch size {self.batch_size}")
+        require(
+            self.batch_size % self.micro_batches == 0,
+            "micro_batches",
+            self.micro_batches,
+            f"a divisor of batch size {self.batch_size}",
+        )
 
     @property
     def horizon(self) -> int:
@@ -81,7 +86,9 @@ def identity(config: Config, **fingerprints: str) -> dict[str, Any]:
     `data` itself is not among them: what the text is counts, not where it lies. The schedule's horizon is, since it shapes every
     rate, so a cosine run goes on beyond its `steps` only by naming its horizon from the start.
     """
-    fields = {name: value for name, value in C.flat(C.to_dict(config)).items() if name not in FREE | {"data", "tokenizer"}}
+    fields = {
+        name: value for name, value in C.flat(C.to_dict(config)).items() if name not in FREE | {"data", "tokenizer"}
+    }
     ends = config.optimizer.schedule.kind in ("cosine", "linear", "wsd")
     return {**fields, "optimizer.schedule.horizon": config.horizon if ends else None, **fingerprints}
 

@@ -30,7 +30,11 @@ class Console:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[status]}"))
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.fields[status]}"),
+            )
             self._bar = Progress(*columns, transient=True)
             self._bar.start()
             self._bar.add_task("train", total=total, completed=done, status="")

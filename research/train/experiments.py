@@ -28,7 +28,9 @@ def load(name: str) -> Experiment:
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"there is no experiment {name!r} (there are {', '.join(names())}, or give the path of a .py file){hint}")
+        raise UserError(
+            f"there is no experiment {name!r} (there are {', '.join(names())}, or give the path of a .py file){hint}"
+        )
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

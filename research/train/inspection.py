@@ -63,5 +63,7 @@ def lines(run: Run, found: dict[str, Any]) -> list[str]:
     out += ["", f"{'parameter':<{width}}  {'shape':<20}  {'axes':<32}  {'count':>12}  {'bytes':>13}"]
     for path, leaf in found["leaves"].items():
         axes = ", ".join(str(a) for a in leaf["axes"])
-        out.append(f"{path:<{width}}  {'x'.join(map(str, leaf['shape'])):<20}  {axes:<32}  {leaf['count']:>12,}  {leaf['bytes']:>13,}")
+        out.append(
+            f"{path:<{width}}  {'x'.join(map(str, leaf['shape'])):<20}  {axes:<32}  {leaf['count']:>12,}  {leaf['bytes']:>13,}"
+        )
     return [*out, f"{found['params']:,} parameters in float32", ""]

@@ -19,7 +19,7 @@ from research.train.console import Console, duration
 from research.train.program import Program
 from research.train.rundir import RunDir, read_metrics, read_samples
 from research.train.signals import Signals
-from research.train.step import LOSS_IS_BAD, State
+from research.train.step import State
 
 Record = dict[str, Any]
 
@@ -61,7 +61,9 @@ class Result:
 class Loop:
     """One run in progress: the program and its state, and everything a step may have to do besides."""
 
-    def __init__(self, config: Config, program: Program, run: RunDir, saver: Checkpointer, console: Console, signals: Signals):
+    def __init__(
+        self, config: Config, program: Program, run: RunDir, saver: Checkpointer, console: Console, signals: Signals
+    ):
         self.config, self.program, self.run, self.saver = config, program, run, saver
         self.console, self.signals = console, signals
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
@@ -140,7 +142,11 @@ class Loop:
             return signal.Signals(self.signals.requested).name
         if self.skipped_in_a_row >= config.max_skipped:
             return "non_finite"
-        if config.target_loss is not None and progress.eval_loss is not None and progress.eval_loss <= config.target_loss:
+        if (
+            config.target_loss is not None
+            and progress.eval_loss is not None
+            and progress.eval_loss <= config.target_loss
+        ):
             return "target_loss"
         if config.patience is not None and progress.since_best >= config.patience:
             return "patience"
@@ -242,7 +248,9 @@ def summarise(loop: Loop, stopped_by: str) -> dict[str, Any]:
 def out_of_memory(error: BaseException) -> UserError | None:
     """A device's out-of-memory error as one line that says what to lower."""
     text = str(error)
-    if not isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)) or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text):
+    if not isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)) or not (
+        isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
+    ):
         return None
     return UserError(
         f"out of memory ({text.splitlines()[0][:160] if text else 'on the host'}); lower --batch-size or --model.context, raise "

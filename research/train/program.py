@@ -30,7 +30,9 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
     if model.vocab_size is None:
         return dataclasses.replace(model, vocab_size=vocab_size)
     if model.vocab_size < vocab_size:
-        raise UserError(f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size} ids; leave it out or make it at least that")
+        raise UserError(
+            f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size} ids; leave it out or make it at least that"
+        )
     return model
 
 
@@ -111,7 +113,9 @@ class Program:
     def abstract_state(self) -> S.State:
         """Shapes, dtypes and shardings of the state, for restoring."""
         shapes = jax.eval_shape(self._init, self.hypers)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings
+        )
 
     @functools.cached_property
     def step(self) -> Any:
@@ -159,7 +163,10 @@ class Program:
         config = self.config
         sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.8, seed=config.seed)
         params = self.eval_params(state, self.hypers)
-        return config.sample_prompt + generate(params, self.model, self.corpus.tokenizer, [config.sample_prompt], sampling)[0].text
+        return (
+            config.sample_prompt
+            + generate(params, self.model, self.corpus.tokenizer, [config.sample_prompt], sampling)[0].text
+        )
 
     def name_bad_leaf(self, index: int) -> str:
         """`metrics["bad_leaf"]` in words."""

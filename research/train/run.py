@@ -63,7 +63,9 @@ class Run:
             return self.trained[1]
         specs, hypers = transformer.specs(self.model), C.hypers(self.config)
         abstract = jax.eval_shape(lambda h: S.init_state(specs, self.config.optimizer, h), hypers)
-        restored = read_state(self.checkpoints, abstract)  # not a Checkpointer, which clears what a running trainer is writing
+        restored = read_state(
+            self.checkpoints, abstract
+        )  # not a Checkpointer, which clears what a running trainer is writing
         return S.eval_params(restored.state, self.config.optimizer, specs, hypers)
 
 

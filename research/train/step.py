@@ -102,7 +102,9 @@ def first_bad(loss: jax.Array, sums: list[jax.Array]) -> jax.Array:
     return jnp.where(jnp.any(bad), jnp.argmax(bad), jnp.where(jnp.isfinite(loss), -1, LOSS_IS_BAD)).astype(jnp.int32)
 
 
-def make_step(loss: Callable, specs: P.Tree, config: optim.OptimizerConfig, micro_batches: int = 1, dropout: bool = False):
+def make_step(
+    loss: Callable, specs: P.Tree, config: optim.OptimizerConfig, micro_batches: int = 1, dropout: bool = False
+):
     """`step(state, batch, hypers) -> (state, metrics)`.
 
     A non-finite loss or gradient never reaches the weights: the state keeps its parameters and optimiser, counts the skip, and
@@ -150,7 +152,10 @@ def state_shardings(state: State, specs: P.Tree, mesh) -> State:
     """The sharding of every leaf of an (abstract) state: optimiser and average as their parameter, counters everywhere."""
     whole = sharding.replicated(mesh)
     params = sharding.shardings(specs, mesh)
-    extra = {name: params if name == "average" else jax.tree.map(lambda _: whole, value) for name, value in state.extra.items()}
+    extra = {
+        name: params if name == "average" else jax.tree.map(lambda _: whole, value)
+        for name, value in state.extra.items()
+    }
     opt = optim.state_shardings(state.opt, specs, params, whole)
     frozen = jax.tree.map(lambda _: whole, state.frozen)
     return dataclasses.replace(state, step=whole, params=params, frozen=frozen, opt=opt, extra=extra)

@@ -31,7 +31,11 @@ def _logger(module: Any, folder: Path, name: str, config: dict[str, Any]) -> Cal
     module.init(project="purestep", name=name, config=config, **extra)
 
     def write(record: Record) -> None:
-        values = {f"{record['split']}/{k}": v for k, v in record.items() if isinstance(v, (int, float)) and k not in ("step", "time")}
+        values = {
+            f"{record['split']}/{k}": v
+            for k, v in record.items()
+            if isinstance(v, (int, float)) and k not in ("step", "time")
+        }
         module.log(values, step=record["step"])
 
     return write
@@ -45,7 +49,9 @@ def _open(tracker: TrackerName, folder: Path, name: str, config: dict[str, Any])
     return _logger(importlib.import_module(tracker), folder, name, config)
 
 
-def start(names: tuple[TrackerName, ...], folder: Path, name: str, config: dict[str, Any], warn: Callable[[str], None]) -> Callable[[Record], None]:
+def start(
+    names: tuple[TrackerName, ...], folder: Path, name: str, config: dict[str, Any], warn: Callable[[str], None]
+) -> Callable[[Record], None]:
     """A function that passes a record to every tracker. A tracker that fails is named once and left out from then on.
 
     Raises UserError, with the command that installs it, for one that is not installed.
@@ -55,7 +61,9 @@ def start(names: tuple[TrackerName, ...], folder: Path, name: str, config: dict[
         try:
             live[tracker] = _open(tracker, folder, name, config)
         except ImportError as error:
-            raise UserError(f"tracker {tracker} is not installed ({error}); pip install 'purestep[{tracker}]'") from None
+            raise UserError(
+                f"tracker {tracker} is not installed ({error}); pip install 'purestep[{tracker}]'"
+            ) from None
         except Exception as error:  # whatever a tracker's service does wrong is no reason not to train
             warn(f"tracker {tracker} is left out: {error}")
 

@@ -18,8 +18,14 @@ ENGLISH = b"the cat sat on the mat and the dog sat on the log; the rat ate the c
 def test_gzip_is_the_size_of_what_the_compressor_writes():
     body = zlib.compressobj(9, zlib.DEFLATED, -15)
     size = len(body.compress(ENGLISH) + body.flush()) + 18  # header of 10 bytes, checksum and length of 8
-    assert baselines.gzip_bits_per_byte(ENGLISH) == 8 * size / len(ENGLISH) == 8 * len(gzip.compress(ENGLISH, 9)) / len(ENGLISH)
-    assert baselines.gzip_bits_per_byte(ENGLISH) < 1 < 8 < baselines.gzip_bits_per_byte(random.Random(0).randbytes(1000))
+    assert (
+        baselines.gzip_bits_per_byte(ENGLISH)
+        == 8 * size / len(ENGLISH)
+        == 8 * len(gzip.compress(ENGLISH, 9)) / len(ENGLISH)
+    )
+    assert (
+        baselines.gzip_bits_per_byte(ENGLISH) < 1 < 8 < baselines.gzip_bits_per_byte(random.Random(0).randbytes(1000))
+    )
 
 
 def by_counting(train: bytes, text: bytes) -> float:

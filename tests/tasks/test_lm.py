@@ -28,7 +28,9 @@ def case(tiny):
     """`(config, params, batch, log-probabilities, logits)` of a model with random weights, the last two in float64."""
     config = tiny.config(dropout=0.3, layers=1)
     params, batch = tiny.params(config), batch_of(config)
-    logits = np.asarray(jax.jit(functools.partial(transformer.forward, config=config))(params, batch["tokens"]), np.float64)
+    logits = np.asarray(
+        jax.jit(functools.partial(transformer.forward, config=config))(params, batch["tokens"]), np.float64
+    )
     return config, params, batch, logits - np.log(np.exp(logits).sum(-1, keepdims=True)), logits
 
 

@@ -99,7 +99,10 @@ def start(script, text_file, tmp_path):
             subprocess.Popen(
                 [sys.executable, str(script), "--run-dir", str(tmp_path / "run"), *arguments],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "TEXT": str(text_file), **given},
-                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )  # fmt: skip
         )
         return begun[-1]
@@ -212,7 +215,17 @@ def test_the_last_line_is_the_json_object_and_again_when_it_was_finished(experim
     assert run(experiment, "--json") == 0
     first = capsys.readouterr().out.splitlines()
     summary = json.loads(first[-1])
-    names = {"steps", "tokens", "wall_seconds", "train_loss", "eval_loss", "bits_per_byte", "params", "run_dir", "stopped_by"}
+    names = {
+        "steps",
+        "tokens",
+        "wall_seconds",
+        "train_loss",
+        "eval_loss",
+        "bits_per_byte",
+        "params",
+        "run_dir",
+        "stopped_by",
+    }
     assert summary.keys() >= names and None not in [summary[name] for name in names]
     assert run(experiment, "--json") == 0
     again = capsys.readouterr().out.splitlines()
@@ -222,13 +235,39 @@ def test_the_last_line_is_the_json_object_and_again_when_it_was_finished(experim
 
 
 def test_overrides_reach_the_run(experiment, tmp_path, capsys):
-    argv = ["--steps", "2", "--seed", "3", "--eval-every", "1", "--checkpoint-every", "1", "--batch-size", "8", "--target-loss", "0.5"]
-    argv += ["--run-dir", str(tmp_path / "other"), "--log-every=1", "--sample-every", "None", "--optimizer.learning-rate", "0.5"]
+    argv = [
+        "--steps",
+        "2",
+        "--seed",
+        "3",
+        "--eval-every",
+        "1",
+        "--checkpoint-every",
+        "1",
+        "--batch-size",
+        "8",
+        "--target-loss",
+        "0.5",
+    ]
+    argv += [
+        "--run-dir",
+        str(tmp_path / "other"),
+        "--log-every=1",
+        "--sample-every",
+        "None",
+        "--optimizer.learning-rate",
+        "0.5",
+    ]
     assert run(experiment, *argv) == 0
     stored = json.loads((tmp_path / "other" / "config.json").read_text())["config"]
     assert (stored["steps"], stored["seed"], stored["eval_every"], stored["checkpoint_every"]) == (2, 3, 1, 1)
     assert (stored["batch_size"], stored["target_loss"], stored["optimizer"]["learning_rate"]) == (8, 0.5, 0.5)
-    assert [(r["step"], r["split"]) for r in read_metrics(tmp_path / "other")] == [(1, "train"), (1, "eval"), (2, "train"), (2, "eval")]
+    assert [(r["step"], r["split"]) for r in read_metrics(tmp_path / "other")] == [
+        (1, "train"),
+        (1, "eval"),
+        (2, "train"),
+        (2, "eval"),
+    ]
     assert read_metrics(tmp_path / "other")[0]["tokens"] == 64 and "sample" not in capsys.readouterr().out
 
 
@@ -244,10 +283,24 @@ def test_a_config_prints_and_reads_back(experiment, tmp_path, capsys):
         assert run(experiment, "--print-config", *argv) == 0
         return capsys.readouterr().out
 
-    changed = ["--optimizer.kind", "lion", "--model.patterns", "sliding", "full", "--max-tokens", "99", "--optimizer.clip-norm", "None"]
+    changed = [
+        "--optimizer.kind",
+        "lion",
+        "--model.patterns",
+        "sliding",
+        "full",
+        "--max-tokens",
+        "99",
+        "--optimizer.clip-norm",
+        "None",
+    ]
     text = printed(*changed)
     config = json.loads(text)
-    assert (config["optimizer"]["kind"], config["model"]["patterns"], config["max_tokens"]) == ("lion", ["sliding", "full"], 99)
+    assert (config["optimizer"]["kind"], config["model"]["patterns"], config["max_tokens"]) == (
+        "lion",
+        ["sliding", "full"],
+        99,
+    )
     (tmp_path / "config.json").write_text(text)
     assert printed("--config", str(tmp_path / "config.json")) == text == printed(f"--config={tmp_path / 'config.json'}")
     assert json.loads(printed("--seed", "5", "--config", str(tmp_path / "config.json")))["seed"] == 5
@@ -344,12 +397,15 @@ def test_lines_without_a_terminal_and_a_bar_on_one(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0s"), (4.23, "4.2s"), (59.94, "59.9s"), (75, "1m15s"), (3599.7, "1h00m"), (7384, "2h03m")]
+    ("seconds", "text"),
+    [(0.04, "0.0s"), (4.23, "4.2s"), (59.94, "59.9s"), (75, "1m15s"), (3599.7, "1h00m"), (7384, "2h03m")],
 )
 def test_durations(seconds, text):
     assert console.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("n", "text"), [(0, "0"), (999, "999"), (1234, "1.23k"), (1_234_567, "1.23M"), (2e9, "2B"), (3.5e12, "3.5T")])
+@pytest.mark.parametrize(
+    ("n", "text"), [(0, "0"), (999, "999"), (1234, "1.23k"), (1_234_567, "1.23M"), (2e9, "2B"), (3.5e12, "3.5T")]
+)
 def test_counts(n, text):
     assert console.count(n) == text
