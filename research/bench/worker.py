@@ -37,7 +37,7 @@ def warm_up(run):
     second, _ = timed(run, 1)
     steps = min(WARM_UP_STEPS, int(WARM_UP_SECONDS / second))
     settled = timed(run, steps)[0] / steps if steps > 1 else second
-    return first * 0, settled
+    return max(0.0, first - settled), settled
 
 
 def timed_round(run, seconds, step_seconds):

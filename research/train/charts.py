@@ -70,7 +70,7 @@ def axis(low: float, high: float, start: float, end: float, *, log=False, count=
     if log and low < high:
         ticks = log_ticks(low, high)
         return Axis(min(low, ticks[0]), max(high, ticks[-1]), start, end, True, ticks)
-    if not low < high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = abs(low) / 10 or 1.0
         low, high = low - margin, high + margin
     step = nice((high - low) / count)

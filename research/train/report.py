@@ -10,6 +10,7 @@ from research.core import config as core_config
 from research.data.files import write_atomically
 from research.train import charts, rundir
 from research.train.charts import Line
+from research.train.console import duration
 
 LARGEST = 1e100  # of what is drawn: NaN and infinity are not below it, and differences do not overflow
 SMOOTH_FROM = 60  # points of the training loss from which it gets an average
@@ -162,11 +163,6 @@ def finite(value: Any) -> float | None:
     """`value` where it is a number that can be drawn."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and abs(value) < LARGEST else None
-
-
-def duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.1f} s" if minutes < 2 else f"{minutes:.1f} min" if hours < 2 else f"{hours:.1f} h"
 
 
 PAGE = """<!doctype html>

@@ -108,7 +108,7 @@ def test_the_figures_at_the_head(make):
         "0.0310",
         "1.12M",
         "6.34k",
-        "7.2 min",
+        "7m11s",
         "stopped by target loss · text:x · 1 × cpu",
         "deep.rate",
         "[1, null]",
@@ -218,8 +218,3 @@ def test_averaging_does_not_lag_and_leaves_gaps():
     assert smoothed(straight, 7) == pytest.approx(straight)
     assert smoothed([1.0, None, 3.0, 8.0, 1.0], 1) == [1.0, None, 5.5, 4.0, 1.0]
     assert smoothed([], 3) == []
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(4.2, "4.2 s"), (119.9, "119.9 s"), (120, "2.0 min"), (7200, "2.0 h")])
-def test_durations(seconds, text):
-    assert report.duration(seconds) == text
