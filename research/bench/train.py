@@ -142,8 +142,8 @@ def _in_turn(shape: Shape, contenders: Sequence[Side], settings, rounds: int, se
     with contextlib.ExitStack() as stack:
         asks = [stack.enter_context(started(side)) for side in contenders]
         samples = [Sample(_build(ask, side, shape, settings)) for ask, side in zip(asks, contenders, strict=True)]
-        for ask, sample in zip(asks, samples, strict=True):
-            for _ in range(rounds):
+        for _ in range(rounds):
+            for ask, sample in zip(asks, samples, strict=True):
                 if not failed(sample.built):
                     sample.add(ask("time", seconds=seconds), shape)
         return samples
@@ -173,7 +173,7 @@ def largest_batch(shape: Shape, contenders: Sequence[Side], settings: dict[str, 
     ours, *peers = contenders
     batch = FIRST_BATCH
     while fits(ours, batch):
-        batch *= 2
+        batch *= 4
     batch //= 2
     for side in [ours, *peers] if batch < FIRST_BATCH else peers:
         while batch and not fits(side, batch):

@@ -87,7 +87,7 @@ def holds(rows: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("ours", "peers", "expected"), [(100, (64, 9), 8), (5, (40, 3), 2), (32, (32, 64), 32), (64, (), 64)]
+    ("ours", "peers", "expected"), [(100, (64, 9), 8), (5, (40, 3), 2), (32, (32, 64), 32), (40, (), 32)]
 )
 def test_the_largest_batch_that_all_hold(tmp_path, ours, peers, expected):
     contenders = [side(tmp_path, "ours", build=holds(ours)), *(side(tmp_path, f"p{n}", build=holds(n)) for n in peers)]

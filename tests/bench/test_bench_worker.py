@@ -6,7 +6,7 @@ import psutil
 import pytest
 from fake_sides import side
 
-from research.bench import worker
+from research.bench import process, worker
 from research.bench.process import Side, started, tokens_per_second
 from research.core.errors import UserError
 
@@ -56,6 +56,14 @@ def test_the_process_ends_with_the_block(tmp_path):
     with started(side(tmp_path, "a", about="FACTS['pid'] = os.getpid()")) as ask:
         pid = ask("about")["pid"]
         assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_process_that_goes_on_without_its_input_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "ENDS_WITHIN", 0.3)
+    lingers = "import threading; threading.Thread(target=time.sleep, args=(60,)).start(); FACTS['pid'] = os.getpid()"
+    with started(side(tmp_path, "a", about=lingers)) as ask:
+        pid = ask("about")["pid"]
     assert not psutil.pid_exists(pid)
 
 

@@ -148,16 +148,29 @@ def test_killed_at_any_moment_and_started_again_it_is_the_run_that_was_never_kil
     assert sorted(p.name for p in (run / "checkpoints").glob("0*")) == ["00000005", "00000008"]
     assert any((run / "checkpoints").glob(".saving-*"))
     assert start(dies_writing=20).wait(120) == -signal.SIGKILL  # while one is being written
-    for _ in range(2):
-        seen = lines(run)
-        process = start(pause=0.02)
-        until(lambda process=process, seen=seen: lines(run) > seen or process.poll() is not None)
-        time.sleep(draw.uniform(0, 0.3))
-        process.kill()
-        process.wait(120)
+    seen = lines(run)
+    process = start(pause=0.02)
+    until(lambda: lines(run) > seen or process.poll() is not None)
+    time.sleep(draw.uniform(0, 0.4))
+    process.kill()
+    process.wait(120)
+    end_by_a_second_interrupt(start(pause=1000), run)
     result, ours = here(run, 40)
     assert (result.summary["steps"], result.summary["stopped_by"], result.summary["note"]) == (40, "steps", "after")
     assert ours == here(tmp_path / "whole", 40)[1] and hash_of(run) == ours["hash"]
+
+
+def end_by_a_second_interrupt(stuck, run):
+    """The first waits for a step that never ends, the second does not."""
+    seen = lines(run)
+    until(lambda: lines(run) > seen)
+    stuck.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert stuck.poll() is None
+    began = time.monotonic()
+    stuck.send_signal(signal.SIGINT)
+    _, err = stuck.communicate(timeout=120)
+    assert stuck.returncode == 130 and "ended at once" in err and time.monotonic() - began < 10
 
 
 def test_signals_save_and_end_it_and_a_second_process_is_refused(start, here, tmp_path):
@@ -181,16 +194,6 @@ def test_signals_save_and_end_it_and_a_second_process_is_refused(start, here, tm
         assert summary["stopped_by"] == number.name and summary["steps"] > before + 3 and "note" not in summary
         steps = summary["steps"]
         assert (run / "checkpoints" / f"{steps:08d}" / "manifest.json").exists() and not (run / "status.json").exists()
-    seen = lines(run)
-    stuck = start("--steps", "100000", pause=1000)
-    until(lambda: lines(run) > seen)
-    stuck.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert stuck.poll() is None
-    began = time.monotonic()
-    stuck.send_signal(signal.SIGINT)
-    _, err = stuck.communicate(timeout=120)
-    assert stuck.returncode == 130 and "ended at once" in err and time.monotonic() - began < 10
     assert here(run, steps + 2)[1] == here(tmp_path / "whole", steps + 2)[1]
 
 

@@ -157,7 +157,7 @@ def test_a_wide_range_is_logarithmic_where_that_is_left_open():
 values = st.floats(-1e9, 1e9).filter(lambda v: v == 0 or abs(v) > 1e-9)
 
 
-@given(values, values, st.integers(2, 12), st.booleans())
+@given(values, values, st.integers(3, 12), st.booleans())
 def test_linear_axes_hold_their_range_and_mark_it_roundly(a, b, count, round_ends):
     low, high = min(a, b), max(a, b)
     made = axis(low, high, 0.0, 100.0, count=count, round_ends=round_ends)
