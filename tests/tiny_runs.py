@@ -65,7 +65,7 @@ def story(path) -> dict:
     return {"metrics": records, "samples": rundir.read_samples(path), "step": last.step, "hash": P.digest(last.state)}
 
 
-def until(condition, seconds: float = 120.0) -> None:
+def until(condition, seconds: float = 600.0) -> None:
     """Waits for a condition that must come true."""
     end = time.monotonic() + seconds
     while not condition():

@@ -173,7 +173,7 @@ def largest_batch(shape: Shape, contenders: Sequence[Side], settings: dict[str, 
     ours, *peers = contenders
     batch = FIRST_BATCH
     while fits(ours, batch):
-        batch *= 4
+        batch *= 2
     batch //= 2
     for side in [ours, *peers] if batch < FIRST_BATCH else peers:
         while batch and not fits(side, batch):

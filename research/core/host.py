@@ -4,20 +4,22 @@ import ctypes
 import sys
 import time
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
     """Lets the process keep the memory it frees; returns whether the C library could be told (glibc can).
 
-    XLA allocates a step's temporaries anew at every step. glibc serves blocks that large by fresh mappings and gives them back at
-    once, so that every step faults in every page again: on 2 cores this was about 40% of a small model's step. The
-    process stays as large as its largest step.
+    XLA allocates a step's temporaries anew at every step. glibc serves blocks that large by fresh mappings, or on other threads than the
+    first from heaps of their own, and gives both back at once, so that every step faults in every page again: on 2 cores this
+    was about 40% of a small model's step. Call it before JAX starts its threads: one heap serves them all from then on, and the process
+    stays as large as its largest step.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
+    return mallopt is not None and all([mallopt(name, value) for name, value in settings])
 
 
 def seconds_since_process_start() -> float:

@@ -69,16 +69,15 @@ def rope_table(config: RopeConfig, head_size: int, positions: jax.Array, dtype) 
 def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array], layout: str) -> jax.Array:
     """The first `rotated` elements of every head turned by their position's angle; the others pass."""
     cos, sin = table
-    half = cos.shape[-1]
-    turned, rest = x_BTNH[..., : 2 * half], x_BTNH[..., 2 * half :]
-    a, b = (
-        (turned[..., ::2], turned[..., 1::2]) if layout == "interleaved" else (turned[..., :half], turned[..., half:])
-    )
-    parts = a * cos - b * sin, b * cos + a * sin
+    half, rest = cos.shape[-1], x_BTNH.shape[-1] - 2 * cos.shape[-1]
     if layout == "interleaved":
-        turned = jnp.stack(parts, axis=-1).reshape(turned.shape)
-        return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
-    return jnp.concatenate([*parts, rest] if rest.shape[-1] else parts, axis=-1)
+        turned, passed = x_BTNH[..., : 2 * half], x_BTNH[..., 2 * half :]
+        a, b = turned[..., ::2], turned[..., 1::2]
+        parts = [jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)]
+    else:  # split, not sliced: the gradient of a split is one concatenation, that of slices a padded sum
+        a, b, passed = jax.lax.split(x_BTNH, (half, half, rest), axis=x_BTNH.ndim - 1)
+        parts = [a * cos - b * sin, b * cos + a * sin]
+    return jnp.concatenate([*parts, passed] if rest else parts, axis=-1)
 
 
 def sinusoids(positions: jax.Array, width: int, dtype) -> jax.Array:
