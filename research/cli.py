@@ -53,6 +53,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def usage() -> str:
+    """The verbs, one line each."""
     lines = ["usage: research VERB ...", ""]
     lines += [f"  {name:<8} {verb.__doc__}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", "research VERB --help lists a verb's options."])

@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "data":
 
 
 def usage() -> str:
+    """The benchmarks, one line each."""
     lines = ["usage: research bench NAME [options] [--json]", ""]
     lines += [f"  {name:<8} {benchmark.__doc__}" for name, benchmark in BENCHMARKS.items()]
     return "\n".join([*lines, "", "research bench NAME --help lists the options."])

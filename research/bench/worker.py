@@ -81,6 +81,7 @@ def failure(error):
 
 
 def main(path):
+    """Answers requests on standard input, one line of JSON each, until it ends. `path` is the file of the side to time."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no reply
     try:

@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
-    return mallopt is not None and all([mallopt(name, value) for name, value in settings])
+    return mallopt is not None and all(mallopt(*setting) for setting in settings)
 
 
 def seconds_since_process_start() -> float:

@@ -91,6 +91,7 @@ def subtitle(stored: dict, metrics: list[dict], result: dict | None) -> str:
 
 
 def cards(figures: dict[str, Any]) -> str:
+    """HTML of the figures that are there, a card each."""
     shown = [
         (title, text(figures[key])) for key, (title, text) in FIGURES.items() if finite(figures.get(key)) is not None
     ]

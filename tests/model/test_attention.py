@@ -154,9 +154,14 @@ def test_dropped_attention_weights_keep_their_expectation(name, monkeypatch):
     assert found.std() > 0.2 and (np.abs(found.mean((0, 1, 3, 4)) - 1) < 0.05).all()
     assert abs((found[:, :, 0] == 0).mean() - 0.5) < 0.03, "the first query has one key"
     np.testing.assert_allclose(shares(jax.random.key(0), 0.0), 1, rtol=1e-5)
-    assert len(np.unique(found[0, :, 3:6, :, 0].round(5), axis=1)) == 2 and (found[0, 0, 3] != found[0, 0, 6]).any(), (
-        "blocks have keys of their own"
-    )
+
+
+def test_blocks_drop_weights_of_their_own(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 3)
+    each = jnp.broadcast_to(jnp.eye(T, H)[None, :, None], v.shape)  # the output is the weights
+    options = {"scale": 0.1, "rate": 0.5, "key": jax.random.key(0), "implementation": "blocked"}
+    dropped = np.asarray(jax.jit(lambda: attention.attend(q, k, each, Mask(), **options))()) == 0
+    assert (dropped[:, 2, :, :3] != dropped[:, 5, :, :3]).any(), "the last queries of the first and the second block"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ SIZES = {
     "window": 4,
     "stride": 3,
     "kv_heads": 2,
+    "activation": "relu",
 }
 
 

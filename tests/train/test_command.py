@@ -19,7 +19,7 @@ from tiny_runs import story, until
 from research import train
 from research.core.errors import UserError
 from research.train import command, console, experiments, inspection
-from research.train.rundir import METRICS, read_metrics
+from research.train.rundir import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 # An experiment outside of this repository. Its environment makes it slow, or kill itself while it saves.
@@ -65,6 +65,7 @@ if __name__ == "__main__":
 
     def slowly(self, record):
         write(self, record)
+        print("written", flush=True)
         time.sleep(float(pause))
 
     def publishing(self, staging, final):
@@ -128,13 +129,6 @@ def here(script, text_file, monkeypatch, quick):
     return run
 
 
-def lines(run: Path) -> int:
-    try:
-        return (run / METRICS).read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
-
-
 def hash_of(run: Path) -> str:
     """The last line of `research inspect RUN --hash`."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -148,22 +142,24 @@ def test_killed_at_any_moment_and_started_again_it_is_the_run_that_was_never_kil
     assert sorted(p.name for p in (run / "checkpoints").glob("0*")) == ["00000005", "00000008"]
     assert any((run / "checkpoints").glob(".saving-*"))
     assert start(dies_writing=20).wait(600) == -signal.SIGKILL  # while one is being written
-    seen = lines(run)
     process = start(pause=0.02)
-    until(lambda: lines(run) > seen or process.poll() is not None)
+    wait_for_a_record(process)
     time.sleep(draw.uniform(0, 0.4))
     process.kill()
     process.wait(600)
-    end_by_a_second_interrupt(start(pause=1000), run)
+    end_by_a_second_interrupt(start(pause=1000))
     result, ours = here(run, 40)
     assert (result.summary["steps"], result.summary["stopped_by"], result.summary["note"]) == (40, "steps", "after")
     assert ours == here(tmp_path / "whole", 40)[1] and hash_of(run) == ours["hash"]
 
 
-def end_by_a_second_interrupt(stuck, run):
+def wait_for_a_record(process):
+    assert any(line == "written\n" for line in process.stdout), process.stderr.read()
+
+
+def end_by_a_second_interrupt(stuck):
     """The first waits for a step that never ends, the second does not."""
-    seen = lines(run)
-    until(lambda: lines(run) > seen)
+    wait_for_a_record(stuck)
     stuck.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert stuck.poll() is None
@@ -176,7 +172,7 @@ def end_by_a_second_interrupt(stuck, run):
 def test_signals_save_and_end_it_and_a_second_process_is_refused(start, here, tmp_path):
     run = tmp_path / "run"
     first = start("--json", "--steps", "100000", pause=0.05)
-    until(lambda: lines(run) > 3)
+    wait_for_a_record(first)
     second = start("--json", "--steps", "100000")
     out, err = second.communicate(timeout=600)
     assert second.returncode == 2 and out == "" and err.count("\n") == 1
