@@ -100,6 +100,7 @@ def cards(figures: dict[str, Any]) -> str:
 
 
 def loss_chart(metrics: list[dict]) -> str:
+    """SVG of the training and held-out losses by step."""
     train, held_out = by_split(metrics, "train"), by_split(metrics, "eval")
     raw = line("training", train, "loss", "train")
     lines = [raw]
