@@ -87,6 +87,19 @@ def test_given_positions_move_a_model_with_absolute_ones(tiny):
     np.testing.assert_allclose(found, tiny.forward(shifted, tokens, config), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("positions", "same"), [("rotary", True), ("alibi", True), ("sinusoidal", False)])
+def test_relative_positions_see_distances_alone(positions, same, tiny):
+    config = tiny.config(positions=positions, qk_norm="head")
+    params, tokens = tiny.params(config), tiny.tokens(config, 1, 8)
+    where = [{"tokens": tokens, "positions": jnp.arange(8)[None] + shift} for shift in (0, 5)]
+    here, there = (np.asarray(tiny.forward(params, inputs, config)) for inputs in where)
+    assert (np.abs(here - there).max() < 1e-4) == same
+    plain = np.asarray(tiny.forward(params, tokens, config))
+    np.testing.assert_allclose(here, plain, rtol=1e-4, atol=1e-5)
+    turned = {**where[0], "positions": jnp.arange(8)[None] * 2}
+    assert np.abs(tiny.forward(params, turned, config) - plain).max() > 0.01, "other distances are another thing"
+
+
 def test_more_tokens_than_learned_positions_are_refused(tiny):
     config = tiny.config(positions="learned", context=4)
     with pytest.raises(ValueError, match="5 tokens, but there are learned positions for 4"):

@@ -116,3 +116,11 @@ def test_rows_write_at_their_own_positions():
     after = write(layer, keys, keys, jnp.asarray([[0, 1, 2], [3, 4, -1]]))
     np.testing.assert_array_equal(after.positions_BS, [[0, 1, 2, -1], [4, -1, -1, 3]])
     np.testing.assert_array_equal(after.k_BSKH[..., 0, 0], [[1, 2, 3, 0], [5, 0, 0, 4]])
+
+
+def test_more_than_a_ring_at_once_keeps_the_newest_whatever_their_order():
+    layer = kv.LayerCache(jnp.zeros((1, 3, 1, 1)), jnp.zeros((1, 3, 1, 1)), jnp.full((1, 3), -1))
+    keys = jnp.arange(5.0, 0, -1).reshape(1, 5, 1, 1)
+    after = write(layer, keys, keys, jnp.asarray([[5, 4, 3, 2, 1]]))
+    np.testing.assert_array_equal(after.positions_BS, [[3, 4, 5]])
+    np.testing.assert_array_equal(after.v_BSKH[..., 0, 0], [[3, 4, 5]])
