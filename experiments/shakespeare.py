@@ -44,11 +44,12 @@ EXPERIMENT = train.Experiment(
             momentum=0.8,
             beta2=0.99,
             adam_ratio=2.0,
+            muon_per_head=True,
             schedule=train.ScheduleConfig(kind="linear", warmup_steps=30, floor=0.0),
         ),
-        steps=280,
+        steps=320,
         batch_size=12,
-        eval_every=280,  # once, at the end: an evaluation of the whole held-out part takes as long as dozens of steps
+        eval_every=320,  # once, at the end: an evaluation of the whole held-out part takes as long as dozens of steps
         eval_batches=32,  # at most 262,144 characters
         log_every=20,
     ),

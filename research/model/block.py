@@ -20,6 +20,7 @@ class Context:
     """What every block of one call shares. Arrays are None where the case has no need of them."""
 
     positions_BT: jax.Array | None = None  # None: 0, 1, 2, ...
+    order_BT: jax.Array | None = None  # by which the past is told from the future; None: by index, as in packed documents
     segments_BT: jax.Array | None = None
     written_BT: jax.Array | None = None  # with a cache: where each token is written; -1 for padding
     rope: Any = None
@@ -158,7 +159,7 @@ def _project(p, x_BTD, config: ModelConfig, context: Context):
 
 def _attend(p, x_BTD, config: ModelConfig, slot: Slot, context: Context, key, layer, taps):
     q_BTNH, k_BSKH, v_BSKH = _project(p, x_BTD, config, context)
-    key_positions_BS, query_positions_BT = context.positions_BT, context.positions_BT
+    key_positions_BS, query_positions_BT = context.order_BT, context.order_BT
     if layer is not None:
         query_positions_BT = context.written_BT
         layer, k_BSKH, v_BSKH, key_positions_BS = kv.extend(layer, k_BSKH, v_BSKH, context.written_BT, slot, config)

@@ -110,6 +110,7 @@ def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: 
     tokens_BT, segments_BT = inputs["tokens"], inputs.get("segments")
     T = tokens_BT.shape[1]
     positions_BT, written_BT = inputs.get("positions"), None
+    order_BT = positions_BT
     if cache is not None:
         if segments_BT is not None:
             raise ValueError("a cache holds one document a row; give no segments with it")
@@ -127,7 +128,7 @@ def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: 
     rate = None
     if training and config.dropout is not None:
         rate = config.dropout if hypers is None else hypers.dropout
-    return block.Context(positions_BT, segments_BT, written_BT, rope, rate, tuple(taps))
+    return block.Context(positions_BT, order_BT, segments_BT, written_BT, rope, rate, tuple(taps))
 
 
 def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key) -> jax.Array:

@@ -66,6 +66,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0  # largest global norm of the gradient
     ema_decay: float | None = None  # keeps an exponential average of the weights, which evaluation uses
     adam_ratio: float = 1.0  # muon: the rate of the leaves that are no matrices, relative to learning_rate
+    muon_per_head: bool = False  # muon: every attention head's projections are matrices of their own, smaller and cheaper
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):
@@ -173,7 +174,7 @@ def _rule(config: OptimizerConfig, specs: P.Tree, h: Hypers, rate: Any) -> optax
     if config.kind == "adam":
         return optax.chain(optax.scale_by_adam(h.beta1, h.beta2, h.eps), step)
     if config.kind == "muon":
-        return optax.chain(_muon(specs, h), decay, step, _scale_others(specs, h.adam_ratio))
+        return optax.chain(_muon(specs, h, config.muon_per_head), decay, step, _scale_others(specs, h.adam_ratio))
     if config.kind == "schedule-free-adamw":
         rms = optax.scale_by_rms(h.beta2, h.eps, eps_in_sqrt=False, bias_correction=True)
         return optax.contrib.schedule_free(optax.chain(rms, decay, step), rate, h.beta1, SCHEDULE_FREE_POWER)
@@ -186,7 +187,7 @@ def _rule(config: OptimizerConfig, specs: P.Tree, h: Hypers, rate: Any) -> optax
     return optax.chain(direction, decay, step)
 
 
-def _muon(specs: P.Tree, h: Hypers) -> optax.GradientTransformation:
+def _muon(specs: P.Tree, h: Hypers, per_head: bool) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised, for matrices (Muon: Jordan 2024); Adam for the rest.
 
     Optax's own takes 1.4 to 1.6 times as long on a CPU, where the optimiser is a large part of a small model's step.
@@ -200,11 +201,20 @@ def _muon(specs: P.Tree, h: Hypers) -> optax.GradientTransformation:
     def one(p: P.Param, x: jax.Array) -> jax.Array:
         if p.kind != "matrix":
             return x
-        return orthogonalize(_one_layer(p, x)).reshape(x.shape) * (MUON_RMS * max(p.matrix_shape) ** 0.5)
+        heads = next((i for i, axis in enumerate(p.axes) if axis in ("heads", "kv_heads")), None)
+        if per_head and heads is not None:
+            matrices = jnp.moveaxis(x, heads, p.stacked)
+            return jnp.moveaxis(_orthogonal_update(matrices), p.stacked, heads)
+        return _orthogonal_update(_one_layer(p, x)).reshape(x.shape)
 
     return optax.chain(
         optax.partition(parts, labels), optax.stateless(lambda updates, _: P.tree_map(one, specs, updates))
     )
+
+
+def _orthogonal_update(x: jax.Array) -> jax.Array:
+    """Matrices (..., rows, columns) orthogonalised, with entries of root mean square MUON_RMS."""
+    return orthogonalize(x) * (MUON_RMS * max(x.shape[-2:]) ** 0.5)
 
 
 def _scale_others(specs: P.Tree, ratio: jax.Array) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.core import chips, sharding
+from research.core import chips, host, sharding
 from research.core import hypers as H
 from research.core import params as P
 from research.core.errors import UserError
@@ -108,7 +108,8 @@ class Program:
         return S.init_state(self.specs, self.config.optimizer, hypers)
 
     def initial_state(self) -> S.State:
-        return jax.jit(self._init, out_shardings=self.state_shardings)(self.hypers)
+        init = jax.jit(self._init, out_shardings=self.state_shardings, compiler_options=host.runs_once())
+        return init(self.hypers)
 
     def abstract_state(self) -> S.State:
         """Shapes, dtypes and shardings of the state, for restoring."""
@@ -123,7 +124,13 @@ class Program:
         config = self.config
         loss = lm.make_loss(self.model, config.task)
         step = S.make_step(loss, self.specs, config.optimizer, config.micro_batches, self.model.dropout is not None)
-        return self.on_mesh(jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings, None)))
+        jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, None),
+            compiler_options=host.runs_often(),
+        )
+        return self.on_mesh(jitted)
 
     def on_mesh(self, function: Any) -> Any:
         """`function` called, and so traced, with this program's mesh in use."""

@@ -36,7 +36,7 @@ def test_absent_dropout_draws_no_bits(key, dropout, drawn, tiny):
 def model(tiny):
     """Attention adds nothing and every feed-forward adds 1, so the stream shows each layer's mask."""
     config = tiny.config(
-        layers=5, patterns=("full", "sliding"), dropout=0.25, norm="layer", bias=("mlp-out",), positions="none"
+        layers=5, patterns=("full", "sliding", "full"), dropout=0.25, norm="layer", bias=("mlp-out",), positions="none"
     )
     params = {path: jnp.zeros_like(leaf) for path, leaf in P.flatten(tiny.params(config)).items()}
     params = {

@@ -327,6 +327,33 @@ def test_muon_follows_nesterov_momentum():
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-4, atol=1e-7)
 
 
+def test_muon_per_head_orthogonalises_every_head_by_itself():
+    """Of (layers, embed, heads, head) and (layers, heads, head, embed) every head's matrix; without heads nothing changes."""
+    specs = {
+        "query": P.Param((2, 6, 3, 2), ("layers", "embed", "heads", "head"), P.ONES, inputs=1),
+        "output": P.Param((2, 3, 2, 6), ("layers", "heads", "head", "embed"), P.ONES, inputs=2),
+        "in": matrix((4, 6), ("embed", "mlp"), 1),
+    }
+    h, grads = constant(), drawn(specs, 1)
+
+    def updates(per_head):
+        c = dataclasses.replace(config("muon", "constant"), muon_per_head=per_head)
+        params = drawn(specs)
+        return optim.apply(c, specs, h, grads, optim.init(c, specs, h, params), params)[2]
+
+    joined, split = updates(False), updates(True)
+    np.testing.assert_array_equal(joined["in"], split["in"])
+    for head in range(3):
+        whole = -0.1 * 0.2 * np.sqrt(6)
+        np.testing.assert_allclose(
+            split["query"][1, :, head], optim.orthogonalize(grads["query"][1, :, head]) * whole, rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            split["output"][1, head], optim.orthogonalize(grads["output"][1, head]) * whole, rtol=1e-4, atol=1e-6
+        )
+    assert np.abs(joined["query"] - split["query"]).max() > 1e-3
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8), (8, 12), (3, 24, 8), (2, 8, 40)])
 def test_orthogonalize_equals_optax(shape):
     x = jnp.asarray(np.random.default_rng(3).normal(size=shape) * 1e-3, jnp.float32)
