@@ -1,6 +1,5 @@
 """The command line: what it takes, and that whatever is wrong with that is one clear line and exit code 2."""
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -129,7 +128,12 @@ def test_a_run_of_another_config_is_refused_by_its_fields_and_kept(call, text_fi
     stored = tmp_path / "run" / "config.json"
     kept = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
     begin = ["train", "lm_tiny_text", "--config", stored]
-    assert_refused(call(*begin, "--seed", "9", "--model.width", "32"), "seed: 0 there, 9 now", "model.width: 16 there, 32 now", "--fresh")
+    assert_refused(
+        call(*begin, "--seed", "9", "--model.width", "32"),
+        "seed: 0 there, 9 now",
+        "model.width: 16 there, 32 now",
+        "--fresh",
+    )
     assert_refused(call(*begin, "--no-resume"), "already holds a run")
     changed = tmp_path / "changed.txt"
     changed.write_text(text_file.read_text() * 2)
@@ -164,7 +168,15 @@ def test_train_names_its_experiments(call):
 def test_help_lists_every_common_field(call, flag):
     code, out, err = call("train", "lm_tiny_text", flag)
     assert code == 0 and err == "" and "character-level language model" in out
-    for name in (*COMMON, "fresh", "profile", "print-config", "config", "optimizer.schedule.warmup-steps", "model.context"):
+    for name in (
+        *COMMON,
+        "fresh",
+        "profile",
+        "print-config",
+        "config",
+        "optimizer.schedule.warmup-steps",
+        "model.context",
+    ):
         assert f"--{name}" in out, name
     assert "--experiment" not in out
     assert "--hash" in call("inspect", flag)[1] and call("inspect", flag)[0] == 0
@@ -206,7 +218,13 @@ def run(text_file, tmp_path_factory):
 def test_inspect(call, run):
     code, out, err = call("inspect", run)
     assert code == 0 and err == ""
-    for text in (str(run), "checkpoints 00000002" if "00000002" in out else "checkpoints 2", "optimizer.kind = adamw", "embed/tokens", "held out"):
+    for text in (
+        str(run),
+        "checkpoints 00000002" if "00000002" in out else "checkpoints 2",
+        "optimizer.kind = adamw",
+        "embed/tokens",
+        "held out",
+    ):
         assert text in out
     assert call("inspect", run, "--hash")[1].splitlines()[:-1] == out.splitlines()
     assert re.fullmatch("[0-9a-f]{64}", call("inspect", run, "--hash")[1].splitlines()[-1])
@@ -234,12 +252,33 @@ def process(*argv, cwd):
     environment = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
     import os
 
-    done = subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, argv)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def test_train_by_name_is_running_the_file(text_file, tmp_path):
-    argv = ["--data", text_file, *TINY, "--steps", "3", "--eval-every", "2", "--log-every", "1", "--sample-every", "None", "--json"]
+    argv = [
+        "--data",
+        text_file,
+        *TINY,
+        "--steps",
+        "3",
+        "--eval-every",
+        "2",
+        "--log-every",
+        "1",
+        "--sample-every",
+        "None",
+        "--json",
+    ]
     file = experiments.folder() / "lm_tiny_text.py"
     summaries = []
     for start, name in ((["-m", "research", "train", "lm_tiny_text"], "a"), ([file], "b")):
@@ -250,7 +289,13 @@ def test_train_by_name_is_running_the_file(text_file, tmp_path):
         summaries.append({k: v for k, v in summary.items() if not k.endswith("seconds") and k != "run_dir"})
     assert summaries[0] == summaries[1] and summaries[0]["steps"] == 3
     assert tiny_runs.story(tmp_path / "a") == tiny_runs.story(tmp_path / "b")
-    assert {p.name for p in (tmp_path / "a").iterdir()} >= {"config.json", "metrics.jsonl", "tokenizer.json", "train.log", "report.html"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "tokenizer.json",
+        "train.log",
+        "report.html",
+    }
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):

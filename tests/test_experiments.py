@@ -45,7 +45,9 @@ def test_its_config_builds_state_and_step_abstractly(name):
     assert sum(x.size for x in jax.tree.leaves(state.params)) == built.n_params == P.count(built.specs)
     rows = jax.ShapeDtypeStruct((config.batch_size, model.context), jnp.int32)
     batch = {"tokens": rows, "targets": rows, "weights": jax.ShapeDtypeStruct(rows.shape, jnp.float32)}
-    step = S.make_step(lm.make_loss(model, config.task), built.specs, config.optimizer, config.micro_batches, model.dropout is not None)
+    step = S.make_step(
+        lm.make_loss(model, config.task), built.specs, config.optimizer, config.micro_batches, model.dropout is not None
+    )
     after, metrics = jax.eval_shape(step, state, batch, built.hypers)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(value.shape == () for value in metrics.values())

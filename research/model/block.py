@@ -20,7 +20,9 @@ class Context:
     """What every block of one call shares. Arrays are None where the case has no need of them."""
 
     positions_BT: jax.Array | None = None  # None: 0, 1, 2, ...
-    order_BT: jax.Array | None = None  # by which the past is told from the future; None: by index, as in packed documents
+    order_BT: jax.Array | None = (
+        None  # by which the past is told from the future; None: by index, as in packed documents
+    )
     segments_BT: jax.Array | None = None
     written_BT: jax.Array | None = None  # with a cache: where each token is written; -1 for padding
     rope: Any = None
