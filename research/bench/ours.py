@@ -84,7 +84,7 @@ def _peak() -> tuple[float, str]:
     return chips.measured_matmul_flops(), "measured: 1024 x 1024 float32 matrix product"
 
 
-def config_of(shape: Shape, vocabulary: int | None, optimizer: Mapping[str, float]) -> C.Config:
+def config_of(shape: Shape, vocabulary: int | None, optimizer: Mapping[str, Any]) -> C.Config:
     """The run of a shape: GPT-2 without dropout, its layers unrolled, AdamW at a constant rate. None: the tokeniser's vocabulary."""
     return C.Config(
         model=gpt2.config(shape.layers, shape.width, shape.heads, vocabulary, shape.context, unroll=shape.layers),

@@ -90,7 +90,7 @@ def make_model(torch, attention, request):
     config = GPT2Config(
         vocab_size=request["vocabulary"], n_positions=request["context"], n_embd=request["width"], n_layer=request["layers"],
         n_head=request["heads"], activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        use_cache=False, bos_token_id=0, eos_token_id=0, attn_implementation=attention,
+        use_cache=False, bos_token_id=0, eos_token_id=0, **{"attn_implementation": attention},
     )  # fmt: skip
     return GPT2LMHeadModel(config).to(request["device"]).train()
 

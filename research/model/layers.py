@@ -28,9 +28,38 @@ def dot(x: jax.Array, w: jax.Array, b: jax.Array | None = None, *, inputs: int =
     lead, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
     fan_in = math.prod(w.shape[:inputs])
     w_IO = w.astype(x.dtype).reshape(fan_in, math.prod(out))
-    rows = lead if sharding.axis_size("sequence") > 1 else (math.prod(lead),)
-    y = (x.reshape(*rows, fan_in) @ w_IO).reshape(*lead, *out)
+    if sharding.axis_size("sequence") > 1:
+        y = x.reshape(*lead, fan_in) @ w_IO
+    else:
+        y = _product(x.reshape(-1, fan_in), w_IO)
+    y = y.reshape(*lead, *out)
     return y if b is None else y + beside(b, y)
+
+
+def _product(x_RI: jax.Array, w_IO: jax.Array) -> jax.Array:
+    """`x W` of two matrices. On a CPU the gradient of a W with more rows than columns is computed as its transpose: XLA's product there
+    is up to 1.6 times as fast for a result that is wider than high."""
+    if jax.default_backend() != "cpu" or w_IO.shape[0] <= w_IO.shape[1]:
+        return x_RI @ w_IO
+    return jnp.asarray(_high_product(x_RI, w_IO))
+
+
+@jax.custom_vjp
+def _high_product(x_RI, w_IO):
+    return x_RI @ w_IO
+
+
+def _high_product_forward(x_RI, w_IO):
+    return x_RI @ w_IO, (x_RI, w_IO)
+
+
+def _high_product_backward(residuals, g_RO):
+    x_RI, w_IO = residuals
+    dw_OI = jax.lax.optimization_barrier(g_RO.T @ x_RI)  # or XLA would turn the product around again
+    return g_RO @ w_IO.T, dw_OI.T
+
+
+_high_product.defvjp(_high_product_forward, _high_product_backward)
 
 
 def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
@@ -43,12 +72,15 @@ def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) 
         return tuple(dot(x, w, b) for w, b in zip(ws, bs, strict=True))
     outs = [w.shape[1:] for w in ws]
     sizes = [math.prod(out) for out in outs]
-    joined = dot(x, jnp.concatenate([w.astype(x.dtype).reshape(w.shape[0], -1) for w in ws], axis=1))
-    parts = (
-        y.reshape(*x.shape[:-1], *out)
-        for y, out in zip(jax.lax.split(joined, sizes, joined.ndim - 1), outs, strict=True)
-    )
-    return tuple(y if b is None else y + beside(b, y) for y, b in zip(parts, bs, strict=True))
+    w_IO = jnp.concatenate([w.astype(x.dtype).reshape(w.shape[0], -1) for w in ws], axis=1)
+    b_O = None
+    if any(b is not None for b in bs):
+        b_O = jnp.concatenate(
+            [jnp.zeros(n, x.dtype) if b is None else b.reshape(n) for b, n in zip(bs, sizes, strict=True)]
+        )
+    joined = dot(x, w_IO, b_O)
+    parts = jax.lax.split(joined, sizes, joined.ndim - 1)
+    return tuple(y.reshape(*x.shape[:-1], *out) for y, out in zip(parts, outs, strict=True))
 
 
 def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig, axes: int = 1) -> jax.Array:

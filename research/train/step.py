@@ -123,24 +123,20 @@ def make_step(
             clip = jnp.minimum(1, hypers.clip_norm / jnp.maximum(grad_norm, jnp.finfo(grad_norm.dtype).tiny))
             grads = jax.tree.map(lambda g: g * clip.astype(g.dtype), grads)
         rate = schedules.rate(config.schedule.kind, optim.updates_done(state.opt), hypers)
+        params, opt, updates = optim.apply(config, specs, hypers, grads, state.opt, state.params)
+        extra = {"skipped": state.extra["skipped"], "skipped_in_a_row": jnp.zeros_like(bad_leaf)}
+        if "average" in state.extra:
+            extra["average"] = optim.ema(state.extra["average"], params, hypers.ema_decay)
+        skipped = {**state.extra, **{name: state.extra[name] + 1 for name in ("skipped", "skipped_in_a_row")}}
 
-        def update(grads):
-            params, opt, updates = optim.apply(config, specs, hypers, grads, state.opt, state.params)
-            extra = {**state.extra, "skipped_in_a_row": jnp.zeros_like(state.extra["skipped_in_a_row"])}
-            if "average" in extra:
-                extra["average"] = optim.ema(extra["average"], params, hypers.ema_decay)
-            return params, opt, extra, updates
+        def choose(updated, kept):
+            """A choice within the loop that computes the update, so it costs nothing; a branch would hold every gradient in memory."""
+            return jax.tree.map(lambda new, old: jnp.where(ok, new, old), updated, kept)
 
-        def skip(grads):
-            counted = {name: state.extra[name] + 1 for name in ("skipped", "skipped_in_a_row")}
-            return state.params, state.opt, {**state.extra, **counted}, jax.tree.map(jnp.zeros_like, grads)
-
-        # A branch, not a choice between two results, which would read and write everything once more. The norms below stay outside of it:
-        # inside, XLA's CPU compiler took minutes over them.
-        params, opt, extra, updates = jax.lax.cond(ok, update, skip, grads)
+        params, opt, extra = choose((params, opt, extra), (state.params, state.opt, skipped))
         metrics = {
             "loss": mean, "weight": weight, "grad_norm": grad_norm, "learning_rate": rate,
-            "update_ratio": norm(updates) / jnp.maximum(norm(state.params), 1e-30),
+            "update_ratio": jnp.where(ok, norm(updates) / jnp.maximum(norm(state.params), 1e-30), 0),
             "skipped": extra["skipped"], "skipped_in_a_row": extra["skipped_in_a_row"], "bad_leaf": bad_leaf,
         }  # fmt: skip
         return State(state.step + 1, params, state.frozen, opt, extra), metrics
