@@ -47,9 +47,9 @@ EXPERIMENT = train.Experiment(
             muon_per_head=True,
             schedule=train.ScheduleConfig(kind="linear", warmup_steps=30, floor=0.0),
         ),
-        steps=320,
+        steps=360,
         batch_size=12,
-        eval_every=320,  # once, at the end: an evaluation of the whole held-out part takes as long as dozens of steps
+        eval_every=360,  # once, at the end: an evaluation of the whole held-out part takes as long as dozens of steps
         eval_batches=32,  # at most 262,144 characters
         log_every=20,
     ),
