@@ -117,6 +117,13 @@ class ModelConfig:
         for name in ("vocab_size", "kv_heads", "head_size", "mlp_width", "attention_soft_cap", "logit_soft_cap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name}", value, "a number above 0")
+        vocabulary = self.vocab_size
+        require(
+            vocabulary is None or vocabulary <= 2**31,
+            "model.vocab_size",
+            vocabulary,
+            "at most 2^31: token ids are int32",
+        )
         require(self.norm_eps >= 0, "model.norm_eps", self.norm_eps, "a number of at least 0")
         require(bool(self.patterns), "model.patterns", self.patterns, "at least one of full, sliding, strided")
         if self.head_size is None:
