@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from research.core import params as P
@@ -51,10 +50,11 @@ def build_shared(config: Config, corpus) -> program.Program:
     )
     key = (built.model, config.task, kind, config.micro_batches, config.mesh)
     if key not in _programs:
-        _programs[key] = (built, jax.jit(built._init, out_shardings=built.state_shardings))
-    first, init = _programs[key]
-    same = {name: getattr(first, name) for name in ("step", "eval_params", "_evaluate", "state_shardings")}
-    built.__dict__.update(same, peak_flops=1e9, initial_state=lambda: init(built.hypers))
+        _programs[key] = built
+    same = {
+        name: getattr(_programs[key], name) for name in ("init", "step", "eval_params", "_evaluate", "state_shardings")
+    }
+    built.__dict__.update(same, peak_flops=1e9)
     return built
 
 

@@ -83,7 +83,7 @@ def probabilities(
     q_BTNH, k_BSKH, mask: Mask, *, scale: float, cap: float | None = None, bias: Bias | None = None
 ) -> jax.Array:
     """The attention pattern, (B, N, T, S), in at least float32. Rows that see nothing come out uniform, never NaN."""
-    B, T, N, _ = q_BTNH.shape
+    B, T, N = q_BTNH.shape[:3]
     q_BKGTH = _heads_first(q_BTNH * jnp.asarray(scale, q_BTNH.dtype), k_BSKH.shape[2])
     return _probabilities(q_BKGTH, jnp.moveaxis(k_BSKH, 1, 2), mask, cap, bias).reshape(B, N, T, -1)
 
@@ -95,7 +95,7 @@ def _heads_first(q_BTNH, K: int) -> jax.Array:
 
 def _probabilities(q_BKGTH, k_BKSH, mask: Mask, cap: float | None, bias: Bias | None) -> jax.Array:
     """The pattern of scaled queries, (B, K, G, T, S)."""
-    B, K, G, T, _ = q_BKGTH.shape
+    B, K, G, T = q_BKGTH.shape[:4]
     S = k_BKSH.shape[2]
     logits_BKGTS = at_least_float32(jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH))
     logits_BNTS = soft_cap(logits_BKGTS, cap).reshape(B, K * G, T, S)
@@ -132,7 +132,8 @@ def plain(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, rat
         here = mask if len(parts) == 1 else mask.part(queries, keys, T, k_BSKH.shape[1])
         p_BKGTS = _probabilities(q_BKGTH[:, :, :, queries], k_BKSH[:, :, keys], here, cap, bias)
         p_BKGTS = dropout(p_BKGTS, rate, None if key is None else jax.random.fold_in(key, i)).astype(v_BKSH.dtype)
-        outs.append(jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH[:, :, keys]))
+        seen_BKSH = v_BKSH[:, :, keys]
+        outs.append(jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, seen_BKSH))
     return jnp.moveaxis(jnp.concatenate(outs, axis=3).reshape(B, N, T, H), 1, 2)
 
 

@@ -18,6 +18,7 @@ import re
 import sys
 import tempfile
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ THRESHOLDS = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent
 FALSE_ALARM = re.compile(rb"cpu_aot_loader.*Target machine feature \+prefer-")
 
 _warned = False
+_HUSHED: "weakref.WeakSet[Callable]" = weakref.WeakSet()
 
 
 def enable(cache_dir: str | Path | None = None) -> Path | None:
@@ -170,8 +172,9 @@ def _hush_loading() -> None:
     from jax._src import compilation_cache as cache  # nothing public is called just around the reading of an entry
 
     load = getattr(cache, "get_executable_and_time", None)
-    if load is not None and not hasattr(load, "__wrapped__"):
+    if load is not None and load not in _HUSHED:
         cache.get_executable_and_time = hushed(load)
+        _HUSHED.add(cache.get_executable_and_time)
 
 
 def hushed(function: Callable) -> Callable:

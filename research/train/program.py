@@ -107,9 +107,13 @@ class Program:
     def _init(self, hypers: H.Hypers) -> S.State:
         return S.init_state(self.specs, self.config.optimizer, hypers)
 
+    @functools.cached_property
+    def init(self) -> Any:
+        """The jitted `init(hypers)`: the state before the first step."""
+        return jax.jit(self._init, out_shardings=self.state_shardings, compiler_options=host.runs_once())
+
     def initial_state(self) -> S.State:
-        init = jax.jit(self._init, out_shardings=self.state_shardings, compiler_options=host.runs_once())
-        return init(self.hypers)
+        return self.init(self.hypers)
 
     def abstract_state(self) -> S.State:
         """Shapes, dtypes and shardings of the state, for restoring."""

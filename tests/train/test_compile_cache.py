@@ -1,5 +1,6 @@
 """The compilation cache is hit by the next process, survives torn entries, stays within bounds and never fails a run."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -212,7 +213,7 @@ def test_only_the_false_alarm_is_taken_out_of_standard_error(capfd):
 def test_hushing_wraps_once(monkeypatch):
     from jax._src import compilation_cache
 
-    original = compilation_cache.get_executable_and_time
+    original = inspect.unwrap(compilation_cache.get_executable_and_time)
     monkeypatch.setattr(compilation_cache, "get_executable_and_time", original)
     cc._hush_loading()
     wrapped = compilation_cache.get_executable_and_time
