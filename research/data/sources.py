@@ -245,7 +245,7 @@ def _field_of_line(line: bytes, field: str, where: str) -> str:
         raise UserError(f"{where} is not a JSON object with a field {field!r} but a {type(record).__name__}.")
     if field not in record:
         raise UserError(
-            f"{where} has no field {field!r}; it has {sorted(record)}. Name the field of the text by text_field."
+            f"{where} has no field {field!r}; it has {sorted(record)}. Name the field of the text by --text-field."
         )
     text = record[field]
     if not isinstance(text, str):

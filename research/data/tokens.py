@@ -7,7 +7,6 @@ in the smallest unsigned type that holds the vocabulary.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +37,6 @@ class TokenStream:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def bits_per_byte(self, nats_per_token: float) -> float:
-        """Returns the loss in bits per byte of text, which does not depend on the tokeniser: nats * tokens / bytes / ln
-        2."""
-        return nats_per_token * len(self.tokens) / self.bytes / math.log(2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,7 +76,7 @@ def _prepare(params: P.Tree, config: ModelConfig, dtype) -> P.Tree:
                 one = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["decoder"][str(s)][str(i)])
                 layers[str(len(layers))] = cast(one)
     out = {**params, "embed": cast(params["embed"]), "decoder": {"0": layers}}
-    if "unembed" in params:  # its bias and the final norm are read in their own precision
+    if not config.tied:  # its bias and the final norm are read in their own precision
         out["unembed"] = {**params["unembed"], "kernel": params["unembed"]["kernel"].astype(dtype)}
     return out
 

@@ -25,9 +25,17 @@ class Filters:
 
 
 def make(**values: float | None) -> Filters:
-    """Filters from Python numbers; None leaves one out."""
-    kinds = {name: jnp.int32 if name == "top_k" else jnp.float32 for name in values}
-    return Filters(**{name: None if v is None else jnp.asarray(v, kinds[name]) for name, v in values.items()})
+    """Filters from Python numbers; None leaves one out. A number that its type cannot hold becomes the nearest that it can."""
+
+    def scalar(name: str, value: float | None) -> jax.Array | None:
+        if value is None:
+            return None
+        if name == "top_k":
+            return jnp.asarray(min(int(value), jnp.iinfo(jnp.int32).max), jnp.int32)
+        smallest = float(jnp.finfo(jnp.float32).tiny)
+        return jnp.asarray(smallest if 0 < value < smallest else value, jnp.float32)
+
+    return Filters(**{name: scalar(name, value) for name, value in values.items()})
 
 
 def sample(logits_BV: jax.Array, filters: Filters, keys_B=None, seen_BV: jax.Array | None = None) -> jax.Array:

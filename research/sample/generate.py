@@ -17,6 +17,7 @@ from research.sample import decode as D
 from research.sample import filters as F
 from research.sample.rows import Reason, Row
 
+MOST = 1_000_000  # tokens of a sample, and samples of a prompt
 SHORTEST = 16  # prompts are padded to this many tokens, or to a power of two above
 
 OnText = Callable[[int, str], None]
@@ -37,14 +38,14 @@ class Sampling:
     stop: tuple[str, ...] = ()  # texts that end a sample, and are not part of it
 
     def __post_init__(self):
-        require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "a whole number of at least 0")
+        require(0 <= self.max_tokens <= MOST, "max_tokens", self.max_tokens, f"a whole number from 0 to {MOST:,}")
         require(0 <= self.temperature < math.inf, "temperature", self.temperature, "a number of at least 0")
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "a whole number of at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "a probability in (0, 1]")
         require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "a fraction in [0, 1]")
         penalty = self.repetition_penalty
         require(penalty is None or 0 < penalty < math.inf, "repetition_penalty", penalty, "a number above 0")
-        require(self.num >= 1, "num", self.num, "a whole number of at least 1")
+        require(1 <= self.num <= MOST, "num", self.num, f"a whole number from 1 to {MOST:,}")
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number in [0, 2^32)")
         require("" not in self.stop, "stop", self.stop, "texts that are not empty")
 

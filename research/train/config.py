@@ -14,8 +14,6 @@ from research.tasks.lm import LMConfig
 from research.train.optim import OptimizerConfig
 from research.train.trackers import TrackerName
 
-SCHEMA = 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:

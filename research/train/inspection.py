@@ -56,7 +56,9 @@ def lines(run: Run, found: dict[str, Any]) -> list[str]:
     """`describe`'s facts for a person."""
     out = [f"run         {found['run_dir']}", f"checkpoints {', '.join(map(str, found['checkpoints'])) or 'none'}"]
     if found["last_eval"]:
-        out.append(f"held out    loss {found['last_eval']['loss']:.4f} at step {found['last_eval']['step']}")
+        loss = found["last_eval"].get("loss")
+        shown = f"{loss:.4f}" if isinstance(loss, (int, float)) else "not finite"
+        out.append(f"held out    loss {shown} at step {found['last_eval']['step']}")
     out += ["", "config"]
     out += [f"  {name} = {value}" for name, value in C.flat(found["config"]).items()]
     width = max(len(path) for path in found["leaves"])

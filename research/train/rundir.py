@@ -17,6 +17,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from importlib import metadata
@@ -151,7 +152,12 @@ class RunDir:
 
         A run that starts again from nothing cuts back to -1, before the sample of step 0.
         """
-        kept = [line for line in _lines(self.path / METRICS) if (r := _record(line)) is not None and r["step"] <= step]
+        lines = _lines(self.path / METRICS)
+        if any(_record(line) is None for line in lines[:-1]):  # a kill tears the last line alone
+            aside = self.path / f"{METRICS}.damaged"
+            shutil.copyfile(self.path / METRICS, aside)
+            print(f"{METRICS} is damaged: what cannot be read is left out, and a copy kept as {aside}", file=sys.stderr)
+        kept = [line for line in lines if (r := _record(line)) is not None and r["step"] <= step]
         _rewrite(self.path / METRICS, kept)
         _rewrite(self.path / SAMPLES, [entry for number, entry in _samples(self.path) if number <= step])
         (self.path / STATUS).unlink(missing_ok=True)
@@ -160,7 +166,8 @@ class RunDir:
         """The result of a run that ended under the same stop conditions; None for one that has to go on."""
         try:
             status = json.loads((self.path / STATUS).read_text())
-            return status["result"] if status["conditions"] == _plain(conditions) else None
+            result = status["result"] if status["conditions"] == _plain(conditions) else None
+            return result if isinstance(result, dict) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -233,8 +240,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a run directory: it has no {CONFIG}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+    kinds = {"config": dict, "identity": dict, "history": list}
+    if not isinstance(stored, dict) or "config" not in stored:
         raise UserError(f"{file} is not a run's config: expected an object with a `config`")
+    for name, kind in kinds.items():
+        if not isinstance(stored.get(name, kind()), kind):
+            raise UserError(
+                f"{file} is damaged: its `{name}` is {stored[name]!r}; bring back a copy, or start again with --fresh"
+            )
     return stored
 
 

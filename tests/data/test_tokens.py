@@ -1,7 +1,6 @@
 """Token streams: what they hold, that they are kept, found damaged, and shared between processes."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from research.core.errors import UserError
 from research.data import tokens
 from research.data.sources import Source, resolve
 from research.data.tokenizer import build
-from research.data.tokens import TokenStream, dtype_for, prepare
+from research.data.tokens import dtype_for, prepare
 
 TEXT = "".join(f"Line {number}, naïve ☃\n" for number in range(500))
 
@@ -173,13 +172,6 @@ def test_default_cache_is_the_users(text, tmp_path, monkeypatch):
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "mine"))
     prepare(text, "byte")
     assert len(list((tmp_path / "mine" / "tokens").iterdir())) == 1
-
-
-def test_bits_per_byte_is_the_same_text_in_other_units():
-    stream = TokenStream(np.zeros(50, np.uint8), bytes=200)
-    assert math.isclose(stream.bits_per_byte(2.0), 50 * 2.0 / math.log(2) / 200)
-    uniform = TokenStream(np.zeros(64, np.uint8), bytes=64)
-    assert math.isclose(uniform.bits_per_byte(math.log(256)), 8.0)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ ARCHITECTURES = {
         "context": 48,
         "norm": "layer",
         "activation": "gelu-tanh",
-        "bias": ("query", "key", "value", "attention-output", "mlp-in", "mlp-out", "norm"),
+        "bias": ("query", "key", "value", "attention-output", "mlp-in", "mlp-out", "norm", "unembed"),
     },
     "sinusoidal, post-norm, soft caps, scaled embedding": {
         "positions": "sinusoidal",
