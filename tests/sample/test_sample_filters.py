@@ -118,3 +118,10 @@ def test_nothing_is_sorted():
     keys, seen = jax.random.split(jax.random.key(0), B), jnp.zeros((B, V), bool)
     program = jax.jit(F.sample).lower(jnp.zeros((B, V)), filters, keys, seen).as_text()
     assert "stablehlo.sort" not in program and "chlo.top_k" not in program
+
+
+def test_numbers_beyond_their_type_become_the_nearest():
+    logits_BV = jnp.asarray([[0.0, 3.0, 1.0]])
+    smallest = F.filtered(logits_BV, F.make(top_p=1e-300))
+    assert jnp.isfinite(smallest).tolist() == [[False, True, False]]  # the most probable token alone, not none
+    assert jnp.isfinite(F.filtered(logits_BV, F.make(top_k=10**11))).all()
