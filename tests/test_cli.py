@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,8 @@ def test_text_that_cannot_be_used(call, tmp_path, content, words):
         (["--optimizer.kind", "adamv"], ["--optimizer.kind is 'adamv'", "adamw"]),
         (["--steps"], ["--steps is given no value"]),
         (["--json", "yes"], ["--json takes no value"]),
-        (["extra"], ["--batch-size is '4 extra'"]),
+        (["extra"], ["unexpected argument 'extra' after --batch-size 4"]),
+        (["--profile", "500000:500010"], ["--profile 500000:500010", "begins after the last of"]),
     ],
 )
 def test_arguments_that_cannot_be_used(call, tmp_path, text_file, argv, words):
@@ -243,6 +245,16 @@ def test_inspect_refuses_what_is_no_run(call, run, tmp_path):
     assert_refused(call("inspect", tmp_path, "--hash"), "no checkpoint")
     (tmp_path / "tokenizer.json").write_text("{")
     assert_refused(call("inspect", tmp_path), "tokenizer.json")
+
+
+def test_a_config_that_is_not_of_its_checkpoints_is_refused(call, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    stored = json.loads((copy / "config.json").read_text())
+    stored["config"]["model"]["width"] = 32
+    (copy / "config.json").write_text(json.dumps(stored))
+    assert_refused(call("inspect", copy, "--hash"), "is of another state", "[1, 16", "[1, 32")
+    code, out, err = call("sample", copy, "--prompt", "a")
+    assert_refused((code, out, err.partition("\n")[2]), "is of another state")  # its first line says what it loads
 
 
 # -- processes

@@ -175,6 +175,10 @@ def _check_names(cls: type, argv: Sequence[str]) -> None:
         expected = known[_canonical(name)]
         if expected is bool and words:
             raise UserError(f"--{name} takes no value, but {words[0]!r} follows it")
+        if len(words) > 1 and tuple not in (expected, typing.get_origin(expected)):
+            raise UserError(
+                f"unexpected argument {words[1]!r} after --{name} {words[0]}; overrides are written --FIELD VALUE"
+            )
 
 
 def _ill_typed(default: Any, argv: Sequence[str], prog: str) -> str | None:

@@ -244,11 +244,14 @@ def read_state(directory: str | Path, abstract_state: Any, step: int | None = No
     return _newest_whole(Path(directory).absolute(), step, _tell, read)
 
 
-def restore_subtree(directory: str | Path, name: str = "params", step: int | None = None) -> Restored:
+def restore_subtree(
+    directory: str | Path, name: str = "params", step: int | None = None, expected: Any = None
+) -> Restored:
     """One part of a saved state as nested dicts of NumPy arrays, without knowing the rest: `params`, `extra/average`.
 
     Reads the newest whole checkpoint, or that of `step`, and changes nothing: it may run beside the training process.
-    Raises UserError where there is no whole checkpoint or the state has no such part.
+    Raises UserError where there is no whole checkpoint, the state has no such part, or the part is not of the shapes and
+    dtypes of `expected`, where that is given.
     """
     prefix = tuple(name.split("/"))
 
@@ -261,6 +264,8 @@ def restore_subtree(directory: str | Path, name: str = "params", step: int | Non
         if not wanted:
             parts = ", ".join(sorted({path[0] for path, _, _ in sealed.leaves}))
             raise UserError(f"checkpoint {folder} has no {name!r}; it has {parts}")
+        if expected is not None:
+            _check_agreement(folder, wanted, {(*prefix, *path): leaf for path, leaf in named_leaves(expected).items()})
         tree = nested(read_arrays(folder, wanted))
         for part in prefix:
             tree = tree[part]
@@ -271,7 +276,8 @@ def restore_subtree(directory: str | Path, name: str = "params", step: int | Non
 
 def _load(folder: Path, sealed: Manifest, abstract_state: Any) -> Any:
     named = named_leaves(abstract_state)
-    _check_agreement(folder, sealed, named)
+    saved = {path: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for path, dtype, shape in sealed.leaves}
+    _check_agreement(folder, saved, named)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first)
@@ -281,9 +287,10 @@ def _load(folder: Path, sealed: Manifest, abstract_state: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[path] for path in named])
 
 
-def _check_agreement(folder: Path, sealed: Manifest, named: dict[tuple[str, ...], Any]) -> None:
-    saved = {"/".join(path): f"{dtype}{list(shape)}" for path, dtype, shape in sealed.leaves}
-    asked = {"/".join(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in named.items()}
+def _check_agreement(folder: Path, found: dict[tuple[str, ...], Any], wanted: dict[tuple[str, ...], Any]) -> None:
+    saved, asked = (
+        {"/".join(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in named.items()} for named in (found, wanted)
+    )
     differing = [
         f"{name} is {saved.get(name, 'absent')} in the checkpoint and {asked.get(name, 'absent')} in this run"
         for name in sorted(saved | asked)

@@ -41,6 +41,7 @@ def fit(
     """
     config = experiment.config if isinstance(experiment, Experiment) else experiment
     name = name or (experiment.name if isinstance(experiment, Experiment) else "run")
+    trackers.require(config.trackers)
     host.keep_freed_memory()
     compile_cache.enable()
     corpus = prepare(config.data, config.tokenizer, text_field=config.text_field)

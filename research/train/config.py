@@ -132,10 +132,12 @@ class Arguments:
         self.profiled()
 
     def profiled(self) -> tuple[int, int] | None:
-        """The steps `[A, B)` to trace. Raises UserError for anything but `A:B` with A < B."""
+        """The steps `[A, B)` to trace. Raises UserError for anything but `A:B` with A < B, A within the run."""
         if self.profile is None:
             return None
         first, _, last = self.profile.partition(":")
         if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
             raise UserError(f"--profile is {self.profile!r}; expected FIRST:LAST, as in 10:15")
+        if int(first) >= self.experiment.steps:
+            raise UserError(f"--profile {self.profile} begins after the last of {self.experiment.steps} steps")
         return int(first), int(last)

@@ -45,27 +45,31 @@ class Run:
         return with_vocabulary(self.config.model, self.tokenizer.vocab_size)
 
     @property
+    def _abstract(self) -> P.Tree:
+        """The shapes of the parameters as the config has them: one edited by hand may disagree with what was saved."""
+        return P.abstract(transformer.specs(self.model))
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
     @functools.cached_property
     def trained(self) -> tuple[int, P.Tree]:
         """`(step, parameters as trained)` of the newest whole checkpoint. Raises UserError when there is none."""
-        restored = restore_subtree(self.checkpoints, "params")
+        restored = restore_subtree(self.checkpoints, "params", expected=self._abstract)
         return restored.step, restored.state
 
     @functools.cached_property
     def params(self) -> P.Tree:
         """The parameters to evaluate, sample and export: the average of weights where the run keeps one."""
         if self.config.optimizer.ema_decay is not None:
-            return restore_subtree(self.checkpoints, "extra/average").state
+            return restore_subtree(self.checkpoints, "extra/average", expected=self._abstract).state
         if self.config.optimizer.kind != "schedule-free-adamw":
             return self.trained[1]
         specs, hypers = transformer.specs(self.model), C.hypers(self.config)
         abstract = jax.eval_shape(lambda h: S.init_state(specs, self.config.optimizer, h), hypers)
-        restored = read_state(
-            self.checkpoints, abstract
-        )  # not a Checkpointer, which clears what a running trainer is writing
+        # Not by a Checkpointer, which clears what a running trainer is writing.
+        restored = read_state(self.checkpoints, abstract)
         return S.eval_params(restored.state, self.config.optimizer, specs, hypers)
 
 

@@ -1,5 +1,7 @@
 """Experiment trackers, fed the records of metrics.jsonl. Each is an optional extra; one that is down never stops a run."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -44,26 +46,24 @@ def _logger(module: Any, folder: Path, name: str, config: dict[str, Any]) -> Cal
 def _open(tracker: TrackerName, folder: Path, name: str, config: dict[str, Any]) -> Callable[[Record], None]:
     if tracker == "tensorboard":
         return _tensorboard(folder, name, config)
-    import importlib
-
     return _logger(importlib.import_module(tracker), folder, name, config)
+
+
+def require(names: tuple[TrackerName, ...]) -> None:
+    """Raises UserError, with the command that installs it, for a tracker that is not installed."""
+    for tracker in names:
+        if importlib.util.find_spec("tensorboardX" if tracker == "tensorboard" else tracker) is None:
+            raise UserError(f"tracker {tracker} is not installed; pip install 'purestep[{tracker}]'")
 
 
 def start(
     names: tuple[TrackerName, ...], folder: Path, name: str, config: dict[str, Any], warn: Callable[[str], None]
 ) -> Callable[[Record], None]:
-    """A function that passes a record to every tracker. A tracker that fails is named once and left out from then on.
-
-    Raises UserError, with the command that installs it, for one that is not installed.
-    """
+    """A function that passes a record to every tracker. A tracker that fails is named once and left out from then on."""
     live: dict[str, Callable[[Record], None]] = {}
     for tracker in names:
         try:
             live[tracker] = _open(tracker, folder, name, config)
-        except ImportError as error:
-            raise UserError(
-                f"tracker {tracker} is not installed ({error}); pip install 'purestep[{tracker}]'"
-            ) from None
         except Exception as error:  # whatever a tracker's service does wrong is no reason not to train
             warn(f"tracker {tracker} is left out: {error}")
 

@@ -136,7 +136,9 @@ def test_paths_that_cannot_be_written(tmp_path):
             start(path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "\udcff"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"config": 3}', '{"config": {}, "identity": 3}', '{"config": {}, "history": {}}', "\udcff"]
+)
 def test_a_damaged_config_is_one_clear_line_and_fresh_gets_rid_of_it(tmp_path, content):
     start(tmp_path).close()
     (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
@@ -276,6 +278,26 @@ def test_a_line_torn_just_before_its_end_is_not_a_line(tmp_path):
         run.write_sample(2, "again")
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2, "again": True}]
     assert read_samples(tmp_path) == [(1, "x"), (2, "again")]
+
+
+def test_damaged_lines_of_metrics_are_left_out_and_a_copy_is_kept(tmp_path, capsys):
+    content = b'{"step": 1}\n\xff\n[2]\n{"step": "3"}\n{"step": 4}\n{"st'
+    with start(tmp_path) as run:
+        (tmp_path / "metrics.jsonl").write_bytes(content)
+        assert read_metrics(tmp_path) == [{"step": 1}, {"step": 4}]
+        run.cut_back(4)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 4}\n'
+        assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
+        assert "metrics.jsonl is damaged" in capsys.readouterr().err
+        run.cut_back(4)
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"conditions": {}}', '{"conditions": {}, "result": [1]}'])
+def test_a_damaged_status_is_a_run_that_goes_on(tmp_path, content):
+    with start(tmp_path) as run:
+        (tmp_path / "status.json").write_text(content)
+        assert run.finished({}) is None
 
 
 def test_a_sample_that_looks_like_a_heading_stays_a_sample(tmp_path):

@@ -1,6 +1,7 @@
 """Trackers get the records of metrics.jsonl, and one that is down is left out without stopping anything."""
 
 import dataclasses
+import importlib.machinery
 import sys
 import types
 
@@ -18,6 +19,7 @@ class Board:
     """Stands for a tracker's module: takes what it is given, and fails on request."""
 
     def __init__(self, name, fail_at=None, fail_to_open=False):
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # a module that was imported has one
         self.__name__, self.fail_at, self.fail_to_open = name, fail_at, fail_to_open
         self.opened, self.seen, self.flushed = None, [], 0
 
@@ -70,10 +72,11 @@ def test_loggers_get_the_config_and_every_number(install, tmp_path, name, folder
     assert board.seen == [(3, {"eval/loss": 2.0, "eval/tokens": 96})]
 
 
-def test_one_that_is_not_installed_is_named_with_its_remedy(monkeypatch, tmp_path):
+def test_one_that_is_not_installed_is_named_with_its_remedy(install, monkeypatch):
+    install("trackio")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb is not installed .*pip install 'purestep\[wandb\]'"):
-        start(("wandb",), tmp_path)
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'purestep\[wandb\]'"):
+        trackers.require(("trackio", "wandb"))
 
 
 def test_one_that_cannot_be_opened_is_left_out(install, tmp_path):
@@ -113,7 +116,8 @@ def test_a_run_feeds_its_trackers_and_outlives_them(install, quick, text_file, t
 
 def test_a_tracker_that_is_missing_stops_a_run_before_it_trains(monkeypatch, quick, text_file, tmp_path):
     monkeypatch.setitem(sys.modules, "trackio", None)
-    config = tiny_runs.config(text_file, trackers=("trackio",), run_dir=str(tmp_path))
+    config = tiny_runs.config(text_file, trackers=("trackio",), run_dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match="trackio is not installed"):
         train.fit(config)
+    assert not (tmp_path / "run").exists()
     assert train.fit(dataclasses.replace(config, trackers=(), steps=2)).summary["steps"] == 2
