@@ -157,7 +157,7 @@ def guarded(function: Callable[[], int], debug: bool) -> int:
     SIGINT and SIGTERM outside of training, where nothing is there to be saved, end the process with 130 and 143.
     """
     try:
-        with ending_on_sigterm():
+        with ending_on_signals():
             return function()
     except KeyboardInterrupt:
         return EXIT_SIGNAL + signal.SIGINT
@@ -170,8 +170,12 @@ def guarded(function: Callable[[], int], debug: bool) -> int:
 
 
 @contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves by SystemExit, so that what is open is closed. Python allows handlers in the main thread only."""
+def ending_on_signals() -> Iterator[None]:
+    """SIGTERM leaves by SystemExit and SIGINT by KeyboardInterrupt, so that what is open is closed.
+
+    That holds for SIGINT even where it is ignored, as in a script's background job: training heeds it too. Python allows handlers in the main
+    thread only.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -179,11 +183,14 @@ def ending_on_sigterm() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         sys.exit(EXIT_SIGNAL + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:

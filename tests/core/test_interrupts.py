@@ -11,15 +11,18 @@ from research.core.interrupts import ending_at_once
 KILLED_INSIDE = """
 import os, signal, sys
 from research.core.interrupts import ending_at_once
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[2] == "ignored" else signal.default_int_handler)
 with ending_at_once():
     os.kill(os.getpid(), int(sys.argv[1]))
     while True: pass
 """
 
 
+@pytest.mark.parametrize("before", ["usual", "ignored"])  # as a script's shell starts a background job
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_its_code_and_no_word(number):
-    done = subprocess.run([sys.executable, "-c", KILLED_INSIDE, str(int(number))], capture_output=True, timeout=60)
+def test_a_signal_ends_it_with_its_code_and_no_word(number, before):
+    command = [sys.executable, "-c", KILLED_INSIDE, str(int(number)), before]
+    done = subprocess.run(command, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
 
 

@@ -350,9 +350,14 @@ def test_signals_outside_of_training_are_exit_codes():
         return 0
 
     before, interrupts = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background is started with it ignored
     try:
-        assert command.guarded(interrupt, False) == 130
+        for handler in (
+            signal.default_int_handler,
+            signal.SIG_IGN,
+        ):  # ignored: as a script's shell starts a background job
+            signal.signal(signal.SIGINT, handler)
+            assert command.guarded(interrupt, False) == 130
+            assert signal.getsignal(signal.SIGINT) == handler
     finally:
         signal.signal(signal.SIGINT, interrupts)
     with pytest.raises(SystemExit) as ended:
