@@ -351,10 +351,8 @@ def test_signals_outside_of_training_are_exit_codes():
 
     before, interrupts = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
-        for handler in (
-            signal.default_int_handler,
-            signal.SIG_IGN,
-        ):  # ignored: as a script's shell starts a background job
+        # Ignored is how a script's shell starts a background job.
+        for handler in (signal.default_int_handler, signal.SIG_IGN):
             signal.signal(signal.SIGINT, handler)
             assert command.guarded(interrupt, False) == 130
             assert signal.getsignal(signal.SIGINT) == handler
