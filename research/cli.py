@@ -25,9 +25,9 @@ def train(argv: Sequence[str]) -> int:
 def sample(argv: Sequence[str]) -> int:
     """RUN --prompt TEXT: continue a text with a run's model"""
     from research.sample.command import sample_command
-    from research.train.run import load_for_sampling
+    from research.train.run import load_run
 
-    return sample_command(load_for_sampling, argv)
+    return sample_command(load_run, argv)
 
 
 def inspect(argv: Sequence[str]) -> int:

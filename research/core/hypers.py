@@ -1,7 +1,7 @@
 """Hyperparameters that do not change the compiled program: a pytree of scalars passed to the step.
 
 Because they are traced, one compiled step serves every learning rate, and `vmap` over them is a sweep. Whether a thing exists at
-all (dropout, label smoothing, z-loss, an average of weights) is static and lives in the config, where `None` means absent.
+all (dropout, label smoothing, z-loss, a router's losses, an average of weights) is static and lives in the config, where `None` means absent.
 """
 
 import jax
@@ -29,6 +29,8 @@ class Hypers:
     dropout: jax.Array
     label_smoothing: jax.Array
     z_loss: jax.Array
+    balance_loss: jax.Array  # of a mixture of experts
+    router_z_loss: jax.Array
     init_scale: jax.Array  # multiplies every random initial value
     seed: jax.Array  # uint32: initial weights and dropout
 

@@ -19,6 +19,7 @@ from research.core import rng
 
 Tree = Any
 LAYERS = "layers"
+STACKS = (LAYERS, "experts")  # axes that, where they lead, number matrices and are no part of them
 TABLE_AXES = frozenset({"vocab", "positions"})
 
 
@@ -54,8 +55,8 @@ ONES = Init("constant", 1.0)
 class Param:
     """One leaf: its shape, a logical axis name for every dimension, its initialiser.
 
-    `inputs` is how many dimensions (after a leading `layers` axis) a matrix product contracts: 1 for a `(D, N, H)` query
-    projection, 2 for an `(N, H, D)` output projection, 0 for whatever is not a matrix (norm scales, biases, lookups).
+    `inputs` is how many dimensions (after leading axes of `layers` and `experts`) a matrix product contracts: 1 for a `(D, N, H)`
+    query projection, 2 for an `(N, H, D)` output projection, 0 for whatever is not a matrix (norm scales, biases, lookups).
     Raises ValueError when axes and shape disagree.
     """
 
@@ -75,9 +76,9 @@ class Param:
             raise ValueError(f"Param of shape {self.shape} cannot contract {self.inputs} dimensions")
 
     @property
-    def stacked(self) -> bool:
-        """Whether the first dimension stacks the repeats of a layer."""
-        return bool(self.axes) and self.axes[0] == LAYERS
+    def stacked(self) -> int:
+        """How many leading dimensions stack what are leaves of their own: the repeats of a layer, the experts of a mixture."""
+        return next((i for i, axis in enumerate(self.axes) if axis not in STACKS), len(self.axes))
 
     @property
     def kind(self) -> Literal["matrix", "table", "vector"]:
@@ -88,7 +89,7 @@ class Param:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """`(fan in, fan out)` of one layer's matrix."""
+        """`(fan in, fan out)` of one layer's matrix, of one expert's."""
         shape = self.shape[self.stacked :]
         return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
 

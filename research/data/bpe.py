@@ -8,7 +8,7 @@ section 2.2.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data.encoding import END_OF_TEXT, StreamDecoder, Tokenizer, byte_level_alphabet, to_utf8
+from research.data.pretrained import AddedToken, Settings
 from research.data.sources import Source
 
 SMALLEST, LARGEST = 257, 1 << 20  # 256 bytes and the separator; far more than any text here can fill
@@ -26,11 +27,12 @@ SMALLEST, LARGEST = 257, 1 << 20  # 256 bytes and the separator; far more than a
 TRAINING_BYTES = 4_000_000
 TRAINING_BYTES_PER_ID = 1024
 
-# What separates documents in a tokenizer.json from elsewhere: the first of these among its added tokens.
+# What separates documents in a tokeniser from elsewhere: the first of these among its added tokens, unless its settings
+# say that a text ends with another of them.
 SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 _PIECE = 1 << 16  # characters of one text that one thread encodes at a time
-_LONG_PIECE = 1 << 23  # the same where a cut may change the tokens next to it
+LONG_PIECE = 1 << 23  # the same where a cut may change the tokens next to it
 _LINE_END = re.compile(r"[\w!-~]\n")
 
 
@@ -41,25 +43,53 @@ class LibraryTokenizer(Tokenizer):
     library: Any = field(repr=False, compare=False)
 
     @classmethod
-    def parse(cls, content: str, where: str) -> "LibraryTokenizer":
-        """Returns the tokeniser of a tokenizer.json's text. Raises UserError if the library refuses it."""
-        import tokenizers
-
-        try:
-            library = tokenizers.Tokenizer.from_str(content)
-            library.no_truncation()
-            library.no_padding()
-            library.encode_special_tokens = True
-            vocabulary = library.get_vocab(with_added_tokens=True)
-        except BaseException as error:  # the library's own panics are not Exceptions
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            raise UserError(f"{where} is not a tokenizer.json that can be read: {error}") from error
+    def parse(cls, content: str, where: str, settings: Settings = Settings()) -> "LibraryTokenizer":
+        """Returns the tokeniser of a tokenizer.json's text, with the tokens that the settings add. Raises UserError if
+        the library refuses it, or an added token's id."""
+        library = _library(content, where)
+        library.encode_special_tokens = True
+        plain = library.get_added_tokens_decoder()
+        _add_tokens(library, settings, where)
+        added = library.get_added_tokens_decoder()
+        vocabulary = library.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise UserError(f"{where} is a tokenizer.json without a vocabulary.")
-        added = {token.content: number for number, token in library.get_added_tokens_decoder().items()}
-        eot = next((added[name] for name in SEPARATORS if name in added), None)
-        return cls(type(library.model).__name__.lower(), max(vocabulary.values()) + 1, eot, content, library)
+        eot = separator({token.content: number for number, token in added.items()}, settings)
+        new = [[number, token.content] for number, token in sorted(added.items()) if number not in plain]
+        new = [[number, text] for number, text in new if not added[number].special]
+        bare = separator({token.content: number for number, token in plain.items()}, Settings())
+        result = cls(
+            type(library.model).__name__.lower(), max(vocabulary.values()) + 1, eot, content, library,
+            settings=settings, beyond=json.dumps([new, eot]) if new or eot != bare else "",
+        )  # fmt: skip
+        _ = result.frame
+        return result
+
+    @cached_property
+    def _prompting(self) -> Any:
+        """The library's tokeniser that takes special tokens from the text: another object, since the library keeps that
+        choice as state."""
+        library = _library(self.content, "the tokeniser")
+        _add_tokens(library, self.settings, "the tokeniser")
+        library.encode_special_tokens = bool(self.settings.config.get("split_special_tokens"))
+        return library
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Returns the ids of a prompt as transformers gives them: by `add_bos_token` and `add_eos_token` where the
+        settings have them, else by the post-processor of the tokenizer.json."""
+        to_utf8(text)
+        by_file = self.settings.framing is None
+        try:
+            ids = self._prompting.encode(text, add_special_tokens=by_file).ids
+        except Exception as error:
+            raise UserError(f"the tokeniser cannot express the text: {error}") from error
+        return self.framed(np.array(ids, np.uint32))
+
+    def token_id(self, token: str) -> int | None:
+        return self.library.token_to_id(token)
+
+    def token_text(self, number: int) -> str:
+        return self.library.id_to_token(number)
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_many([text])[0]
@@ -79,7 +109,7 @@ class LibraryTokenizer(Tokenizer):
         """Returns parts of the text, cut before a line end that follows a visible character. With GPT-2's pattern no
         token crosses such a place; with others a token next to a cut may differ, so there only very long texts are
         cut."""
-        return cut_at_lines(text, _PIECE if self._has_gpt2_pattern else _LONG_PIECE)
+        return cut_at_lines(text, _PIECE if self._has_gpt2_pattern else LONG_PIECE)
 
     def decode(self, ids: Any) -> str:
         if self._bytes_of is not None:
@@ -122,7 +152,8 @@ class LibraryTokenizer(Tokenizer):
             and not pattern.get("add_prefix_space")
         )
         normalizer = (description.get("normalizer") or {}).get("type")
-        lines = any("\n" in token["content"] for token in description.get("added_tokens") or ())
+        added = self.library.get_added_tokens_decoder().values()
+        lines = any("\n" in token.content or token.lstrip or token.rstrip for token in added if not token.special)
         return bool(plain and normalizer in (None, "NFC", "NFD", "NFKC", "NFKD") and not lines)
 
 
@@ -132,12 +163,12 @@ class TextStream(StreamDecoder):
     gives."""
 
     _CONTEXT = 32  # ids kept, so that the cost of a push does not grow with the text
+    _TRIES = 4  # a character has at most four bytes, so one of four neighbouring ids begins one
 
     def __init__(self, tokenizer: Tokenizer, context: Any):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0
-        self._keep(tokenizer.checked(context).tolist())
+        self._ids: list[int] = tokenizer.checked(context).tolist()
+        self._shown = len(tokenizer.decode(self._ids))
 
     def push(self, ids: Any) -> str:
         self._ids += self._tokenizer.checked(ids).tolist()
@@ -145,15 +176,64 @@ class TextStream(StreamDecoder):
         if text.endswith("\ufffd"):
             return ""
         new = text[self._shown :]
-        self._keep(self._ids[-self._CONTEXT :])
+        self._forget(text)
         return new
 
     def finish(self) -> str:
         return self._tokenizer.decode(self._ids)[self._shown :]
 
-    def _keep(self, ids: list[int]) -> None:
-        self._ids = ids
-        self._shown = len(self._tokenizer.decode(ids))
+    def _forget(self, text: str) -> None:
+        """Keeps the last ids, from one on that alone gives the end of the text: not from within a character's bytes."""
+        self._shown = len(text)
+        first = max(len(self._ids) - self._CONTEXT, 0)
+        for start in range(first, min(first + self._TRIES, len(self._ids)) if first else 0):
+            end = self._tokenizer.decode(self._ids[start:])
+            if text.endswith(end):
+                self._ids, self._shown = self._ids[start:], len(end)
+                return
+
+
+def separator(added: Mapping[str, int], settings: Settings) -> int | None:
+    """Returns the id that separates documents among a tokeniser's added tokens; without one of `SEPARATORS`, the id of the
+    settings' `eos_token`."""
+    eos = settings.special_tokens.get("eos_token", "")
+    names = [name for name in (eos, *SEPARATORS) if name in added and name in SEPARATORS]
+    return added[names[0]] if names else added.get(eos)
+
+
+def _library(content: str, where: str) -> Any:
+    import tokenizers
+
+    try:
+        library = tokenizers.Tokenizer.from_str(content)
+        library.no_truncation()
+        library.no_padding()
+    except BaseException as error:  # the library's own panics are not Exceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise UserError(f"{where} is not a tokenizer.json that can be read: {error}") from error
+    return library
+
+
+def _add_tokens(library: Any, settings: Settings, where: str) -> None:
+    """Adds the tokens of `added_tokens_decoder` that the tokenizer.json lacks, and makes tokens of the vocabulary special
+    that the settings name. Named tokens that have no id get none: a model has no row for them."""
+    import tokenizers
+
+    def token(given: AddedToken):
+        return tokenizers.AddedToken(given.content, **{k: v for k, v in vars(given).items() if k != "content"})
+
+    known = {one.content for one in library.get_added_tokens_decoder().values()}
+    for number, given in settings.added_tokens.items():
+        if given.content not in known:
+            library.add_tokens([token(given)])
+            if library.token_to_id(given.content) != number:
+                raise UserError(
+                    f"{where}: the settings give the added token {given.content!r} the id {number}, but with this "
+                    f"vocabulary it has {library.token_to_id(given.content)}. Get the tokeniser's files again."
+                )
+    named = [text for text in settings.special_tokens.values() if library.token_to_id(text) is not None]
+    library.add_special_tokens([token(AddedToken(text)) for text in named])
 
 
 def cut_at_lines(text: str, size: int) -> Iterator[str]:

@@ -10,15 +10,16 @@ import abc
 import codecs
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 
 from research.core.errors import UserError
 from research.data.files import write_atomically
+from research.data.pretrained import CONFIG, FILES, Settings, enclose, minimal_config
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
@@ -30,16 +31,25 @@ _EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior
 @dataclass(frozen=True)
 class Tokenizer(abc.ABC):
     """What every tokeniser offers. `vocab_size`: every id is below it; `eot`: the id between documents, or None: joined
-    as they are; `content`: the text of its tokenizer.json, which is all there is to it."""
+    as they are; `content`: the text of its tokenizer.json, which is all there is to its ids; `settings`: what a
+    published tokeniser's other files say; `beyond`: what of that changes the ids of a text, as text."""
 
     kind: str
     vocab_size: int
     eot: int | None
     content: str = field(repr=False)
+    settings: Settings = field(default=Settings(), repr=False, kw_only=True)
+    beyond: str = field(default="", repr=False, kw_only=True)
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text`, [T], of an integer type. Raises UserError for a character that has no id."""
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Returns the ids that a generation starts from, [T]: those of `text` between the special tokens that the
+        tokeniser's settings put around a text. Tokenisers with special tokens of their own take them from the text
+        where it spells them. Raises UserError as `encode` does."""
+        return self.framed(self.encode(text))
 
     @abc.abstractmethod
     def decode_bytes(self, ids: Any) -> bytes:
@@ -67,16 +77,102 @@ class Tokenizer(abc.ABC):
         shown."""
         return ByteStream(self, context)
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of the special tokens by name, such as `bos_token`, as the settings give them."""
+        return self.settings.special_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that makes a prompt of a conversation."""
+        return self.settings.chat_template
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a generation: what `with_stop_ids` was given, else the settings' `eos_token`, else `eot`."""
+        if self.settings.stop_ids is not None:
+            return self.settings.stop_ids
+        eos = self.special_tokens.get("eos_token")
+        number = self.eot if eos is None else self.token_id(eos)
+        return () if number is None else (number,)
+
+    def with_stop_ids(self, ids: Iterable[int]) -> Self:
+        """Returns this tokeniser with other ids that end a generation, such as those of a generation_config.json."""
+        return replace(self, settings=replace(self.settings, stop_ids=tuple(int(number) for number in ids)))
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token by its text as the vocabulary writes it, None where there is none."""
+        return self.eot if token == END_OF_TEXT else None
+
+    def token_text(self, number: int) -> str:
+        """Returns the text of a special token by its id."""
+        return END_OF_TEXT
+
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids before and after a prompt where `add_bos_token` or `add_eos_token` is set, else `default_frame`. Raises
+        UserError if they are not in the vocabulary."""
+        framing = self.settings.framing
+        if framing is None:
+            return self.default_frame
+        ids = [() if token is None else (self.token_id(token),) for token in framing]
+        if (None,) in ids:
+            token = framing[ids.index((None,))]
+            raise UserError(
+                f"{CONFIG} puts {token!r} around a text, which is not in the vocabulary of {self.vocab_size} ids. "
+                "Set add_bos_token or add_eos_token to false, or get the tokeniser's files again."
+            )
+        return cast(tuple[tuple[int, ...], tuple[int, ...]], tuple(ids))
+
+    @property
+    def default_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids before and after a prompt that the kind of tokeniser has by itself."""
+        return (), ()
+
+    def framed(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the ids between those of `frame`."""
+        before, after = self.frame
+        return np.concatenate([before, ids, after]).astype(np.uint32) if before or after else ids
+
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer.json's text."""
-        return hashlib.sha256(self.content.encode("utf-8")).hexdigest()
+        """SHA-256 of what decides the ids of a text and what stands between documents."""
+        return hashlib.sha256((self.content + self.beyond).encode("utf-8")).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Writes the tokenizer.json to `path`, or into it if it is a folder: whole or not at all (UserError where it
-        cannot)."""
+        """Writes one file with all there is to this tokeniser to `path`, or as tokenizer.json into it if it is a
+        folder: whole or not at all (UserError where it cannot)."""
         path = Path(path)
-        write_atomically(path / FILE_NAME if path.is_dir() else path, self.content.encode("utf-8"))
+        write_atomically(
+            path / FILE_NAME if path.is_dir() else path, enclose(self.content, self.settings).encode("utf-8")
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes into `folder` what transformers' AutoTokenizer loads: the model file and the settings, each byte as it
+        was read. Ids given to `with_stop_ids` are a model's and not among them. Raises UserError where it cannot, and
+        where the folder holds files of another tokeniser that would be read along."""
+        folder = Path(folder)
+        files = {**dict([self.model_file()]), **{name: text.encode() for name, text in self.settings.files}}
+        files.setdefault(CONFIG, self.minimal_config().encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        others = [name for name in (FILE_NAME, *FILES) if name not in files and (folder / name).exists()]
+        if others:
+            raise UserError(
+                f"{folder} holds {', '.join(others)} of another tokeniser. Remove it, or give another folder."
+            )
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+
+    def model_file(self) -> tuple[str, bytes]:
+        """Returns the name and content of the file that holds the vocabulary."""
+        return FILE_NAME, self.content.encode("utf-8")
+
+    def minimal_config(self) -> str:
+        """Returns the tokenizer_config.json that `save_pretrained` writes where none was read."""
+        return minimal_config({} if self.eot is None else {"eos_token": self.token_text(self.eot)})
 
     def checked(self, ids: Any) -> np.ndarray:
         """Returns the ids as int64, [T]. Raises UserError for one that is not below `vocab_size`."""

@@ -1,4 +1,5 @@
-"""Tokenisers by name. Every one is a single `tokenizer.json` in the format of the Hugging Face `tokenizers` library.
+"""Tokenisers by name. Every one can be kept in a single `tokenizer.json`: in the format of the Hugging Face `tokenizers` library, or
+around a SentencePiece model or a tiktoken file.
 
 | specification                    | tokeniser                                                                     |
 | -------------------------------- | ----------------------------------------------------------------------------- |
@@ -6,6 +7,7 @@
 | `char`                           | the characters of the source, no separator                                    |
 | `bpe:N`                          | byte-level BPE of at most N ids, trained on the source's part to train on     |
 | a tokenizer.json or its folder   | that one                                                                      |
+| the folder of a published model  | its tokeniser with its special tokens and chat template (`load`)              |
 """
 
 import hashlib
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from research.core.errors import UserError
 from research.core.paths import research_cache_dir
-from research.data import bpe, cache
+from research.data import bpe, cache, sentencepiece_model, tiktoken_file, vocab_merges
 from research.data.encoding import (
     FILE_NAME,
     ByteTokenizer,
@@ -26,12 +28,15 @@ from research.data.encoding import (
     char_description,
     to_utf8,
 )
-from research.data.files import read_utf8
+from research.data.files import read_bytes, read_utf8
+from research.data.pretrained import Settings, disclose
 from research.data.sources import Source
 
-__all__ = ["FORMS", "StreamDecoder", "Tokenizer", "build", "load", "parse"]
+__all__ = ["FORMS", "StreamDecoder", "Tokenizer", "build", "load", "load_optional", "parse"]
 
-FORMS = "byte, char, bpe:N, or the path of a tokenizer.json or of a folder that holds one"
+FORMS = (
+    "byte, char, bpe:N, or the path of a tokenizer.json or of a folder that holds one or another published tokeniser"
+)
 _TRAINING_VERSION = "1"  # part of the cache's keys: raise it when training here would give another tokeniser
 
 
@@ -60,30 +65,86 @@ def build(spec: str, source: Source, *, cache_dir: str | Path | None = None) -> 
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Returns the tokeniser of a `tokenizer.json`, or of the folder that holds one. Raises UserError where it is
-    missing or corrupt."""
+    """Returns the tokeniser of a file, or of a folder as Hugging Face lays it out.
+
+    In a folder the first of these is taken, with the settings beside it (`pretrained`): `tokenizer.json`; `vocab.json`
+    and `merges.txt`, or `encoder.json` and `vocab.bpe`; `tokenizer.model`, or the only other `*.model`; the only
+    `*.tiktoken`. A file given by itself is that file alone, without the settings of its folder; of GPT-2's two files
+    either stands for both. Raises UserError where nothing is found, for a corrupt file, and for a missing extra.
+    """
     path = Path(path).expanduser()
-    file = path / FILE_NAME if path.is_dir() else path
-    return parse(read_utf8(file), str(file))
+    if path.is_dir():
+        found = load_optional(path)
+        if found is None:
+            raise UserError(
+                f"cannot read {path / FILE_NAME}: there is none, and the folder holds no other tokeniser either "
+                "(vocab.json and merges.txt, tokenizer.model, *.tiktoken)."
+            )
+        return found
+    if any(path.name in pair for pair in vocab_merges.PAIRS) and path.is_file():
+        pair = next(pair for pair in vocab_merges.PAIRS if path.name in pair)
+        files = vocab_merges.pair(path.parent, pair)
+        return parse(vocab_merges.content(*files, Settings()), str(path))
+    if path.suffix in (".model", ".tiktoken"):
+        return _of_model_file(path, Settings())
+    return parse(read_utf8(path), str(path))
 
 
-def parse(content: str, where: str) -> Tokenizer:
-    """Returns the tokeniser whose tokenizer.json has the text `content`. Raises UserError, naming `where`, if it is not
-    one."""
+def load_optional(folder: str | Path) -> Tokenizer | None:
+    """Returns the tokeniser of a folder, as `load` finds it, or None where the folder holds none. Raises UserError for
+    files that are there but cannot be read."""
+    folder = Path(folder).expanduser()
+    settings = Settings.read(folder)
+    if (folder / FILE_NAME).exists():
+        return parse(read_utf8(folder / FILE_NAME), str(folder / FILE_NAME), settings)
+    pair = vocab_merges.find(folder)
+    if pair is not None:
+        return parse(vocab_merges.content(*pair, settings), str(pair[0]), settings)
+    if (folder / "tokenizer.model").is_file():
+        return _of_model_file(folder / "tokenizer.model", settings)
+    for pattern in ("*.model", "*.tiktoken"):
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise UserError(f"{folder} holds several tokenisers: {names}. Give the path of one of them.")
+        if files:
+            return _of_model_file(files[0], settings)
+    return None
+
+
+def parse(content: str, where: str, settings: Settings | None = None) -> Tokenizer:
+    """Returns the tokeniser whose tokenizer.json has the text `content`, with the settings given or, from a file that
+    `Tokenizer.save` wrote, those inside. Raises UserError, naming `where`, if it is not one."""
+    content, inside = disclose(content, where)
+    settings = inside if settings is None or not settings.files else settings
     try:
         description = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not a tokenizer.json that can be read: {error}") from error
     if description == byte_description():
-        return ByteTokenizer("byte", 257, 256, content)
+        return ByteTokenizer("byte", 257, 256, content, settings=settings)
     model = description.get("model") if isinstance(description, dict) else None
+    kind = model.get("type") if isinstance(model, dict) else None
+    if kind == sentencepiece_model.KIND:
+        return sentencepiece_model.SentencePieceTokenizer.parse(content, where, settings)
+    if kind == tiktoken_file.KIND:
+        return tiktoken_file.TiktokenTokenizer.parse(content, where, settings)
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict) and vocabulary and description == char_description(vocabulary):
         characters = "".join(sorted(vocabulary))
         to_utf8(characters)
         if len(characters) == len(vocabulary):
-            return CharTokenizer("char", len(characters), None, content, characters)
-    return bpe.LibraryTokenizer.parse(content, where)
+            return CharTokenizer("char", len(characters), None, content, characters, settings=settings)
+    return bpe.LibraryTokenizer.parse(content, where, settings)
+
+
+def _of_model_file(path: Path, settings: Settings) -> Tokenizer:
+    """The tokeniser of a SentencePiece model or a tiktoken file, whichever of the two it is."""
+    file = read_bytes(path)
+    read = (
+        tiktoken_file if path.suffix == ".tiktoken" or tiktoken_file.is_tiktoken(file[:4096]) else sentencepiece_model
+    )
+    return parse(read.content(file, path.name, settings), str(path), settings)
 
 
 def _characters(source: Source) -> set[str]:

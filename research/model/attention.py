@@ -28,7 +28,8 @@ class Mask:
     """Which keys a query sees: those at or before its position, of its segment, that the pattern allows.
 
     `full` sees all of them, `sliding` the last `window` (itself included), `strided` those and every `stride`-th further
-    back (Sparse Transformers, arXiv 1904.10509). Positions are None when both run 0, 1, 2, ...; a key at position -1 is empty.
+    back (Sparse Transformers, arXiv 1904.10509), `prefix` all of them and every key before its row's prefix length (GLM, arXiv 2103.10360).
+    Positions are None when both run 0, 1, 2, ...; a key at position -1 is empty.
     """
 
     pattern: str = struct.field(pytree_node=False, default="full")
@@ -38,6 +39,7 @@ class Mask:
     key_positions_BS: jax.Array | None = None
     query_segments_BT: jax.Array | None = None
     key_segments_BS: jax.Array | None = None
+    prefix_B: jax.Array | None = None
 
     def part(self, queries: slice, keys: slice, T: int, S: int) -> "Mask":
         """The mask between some of T queries and some of S keys."""
@@ -64,7 +66,10 @@ class Mask:
         q, k = self.positions(T, S)
         back = q - k
         seen = (back >= 0) & (k >= 0)
-        if self.pattern != "full":
+        if self.pattern == "prefix":
+            if self.prefix_B is not None:
+                seen = seen | ((k >= 0) & (k < self.prefix_B[:, None, None]))
+        elif self.pattern != "full":
             near = back < self.window
             seen = seen & (near | (back % self.stride == 0) if self.pattern == "strided" else near)
         if self.query_segments_BT is not None and self.key_segments_BS is not None:
@@ -110,7 +115,7 @@ def _probabilities(q_BKGTH, k_BKSH, mask: Mask, cap: float | None, bias: Bias | 
 def causal_parts(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
     """Runs of queries with the keys that any of them can see, where that is known before the positions are."""
     count = min(PARTS, T // PART)
-    known = mask.query_positions_BT is None and mask.key_positions_BS is None and T == S
+    known = mask.query_positions_BT is None and mask.key_positions_BS is None and T == S and mask.prefix_B is None
     if not known or count < 2 or sharding.axis_size("sequence") > 1:
         return [(slice(0, T), slice(0, S))]
     size = -(-T // count)
@@ -178,7 +183,9 @@ def cudnn(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, **_) -> jax.Array:
 def cudnn_fits(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> bool:
     """Whether cuDNN has this case: half precision, head size a multiple of 8 up to 256, plain positions, nothing on the logits."""
     H = q_BTNH.shape[-1]
-    plain_mask = mask.query_positions_BT is None and mask.query_segments_BT is None and mask.pattern != "strided"
+    plain_mask = (
+        mask.query_positions_BT is None and mask.query_segments_BT is None and mask.pattern in ("full", "sliding")
+    )
     half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
     return half and H % 8 == 0 and H <= 256 and plain_mask and cap is None and bias is None and rate is None
 

@@ -1,18 +1,18 @@
 """One block: attention and feed-forward on the residual stream, with the norms where the config places them."""
 
-import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from research.core import params as P
 from research.core import rng, sharding
-from research.model import attention, positions
+from research.model import attention, mlp, moe, positions
 from research.model import cache as kv
-from research.model.config import GATED, ModelConfig, Slot
-from research.model.layers import activate, dot, dots, dropout, norm
+from research.model.config import ModelConfig, Slot
+from research.model.layers import dot, dots, dropout, norm
 
 
 @struct.dataclass
@@ -25,15 +25,17 @@ class Context:
     )
     segments_BT: jax.Array | None = None
     written_BT: jax.Array | None = None  # with a cache: where each token is written; -1 for padding
-    rope: Any = None
+    prefix_B: jax.Array | None = None  # how many tokens of each row every query sees, under the pattern `prefix`
+    rope: Any = None  # tables of cosines and sines
+    sliding_rope: Any = None  # those of sliding layers, where they have a base of their own
     dropout: jax.Array | float | None = None
     taps: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
 
 def specs(config: ModelConfig, slot: Slot) -> P.Tree:
-    """One layer's parameters."""
-    del slot  # every pattern has the same ones
-    tree = {"attention": _attention_specs(config), "mlp": _mlp_specs(config)}
+    """One layer's parameters. Every pattern of attention has the same ones."""
+    sparse = slot.feed_forward == "moe"
+    tree = {"attention": _attention_specs(config), "mlp": moe.specs(config) if sparse else mlp.specs(config, config.F)}
     for name in norm_names(config):
         tree[name] = norm_specs(config, (config.width,), ("embed",))
     return tree
@@ -56,26 +58,15 @@ def norm_specs(config: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...
     return tree
 
 
-def inner_init(config: ModelConfig, fan_in: int) -> P.Init:
-    """Projections out of the residual stream: 0.02 as GPT-2, or 1 / sqrt(fan in)."""
-    return P.normal(0.02 if config.init == "gpt2" else fan_in**-0.5)
-
-
-def outer_init(config: ModelConfig, fan_in: int) -> P.Init:
-    """Projections into the residual stream, scaled by the number of branches that add up in it, or zero."""
-    if config.init == "fan-in-zero":
-        return P.ZEROS
-    return P.normal((0.02 if config.init == "gpt2" else fan_in**-0.5) / math.sqrt(2 * config.layers))
-
-
 def _attention_specs(config: ModelConfig) -> P.Tree:
     D, N, K, H = config.width, config.heads, config.K, config.H
     tree: dict[str, Any] = {}
     for name, heads, axis in (("query", N, "heads"), ("key", K, "kv_heads"), ("value", K, "kv_heads")):
-        tree[name] = P.Param((D, heads, H), ("embed", axis, "head"), inner_init(config, D), inputs=1)
+        init = mlp.inner_init(config, D, heads * H, carries=name == "value")
+        tree[name] = P.Param((D, heads, H), ("embed", axis, "head"), init, inputs=1)
         if name in config.bias:
             tree[f"{name}_bias"] = P.Param((heads, H), (axis, "head"), P.ZEROS)
-    tree["output"] = P.Param((N, H, D), ("heads", "head", "embed"), outer_init(config, N * H), inputs=2)
+    tree["output"] = P.Param((N, H, D), ("heads", "head", "embed"), mlp.outer_init(config, N * H, D), inputs=2)
     if "attention-output" in config.bias:
         tree["output_bias"] = P.Param((D,), ("embed",), P.ZEROS)
     if config.qk_norm != "none":
@@ -85,22 +76,9 @@ def _attention_specs(config: ModelConfig) -> P.Tree:
     return tree
 
 
-def _mlp_specs(config: ModelConfig) -> P.Tree:
-    D, F = config.width, config.F
-    names = [("in", "mlp-in"), ("gate", "mlp-gate")] if config.activation in GATED else [("in", "mlp-in")]
-    tree: dict[str, Any] = {}
-    for name, projection in names:
-        tree[name] = P.Param((D, F), ("embed", "mlp"), inner_init(config, D), inputs=1)
-        if projection in config.bias:
-            tree[f"{name}_bias"] = P.Param((F,), ("mlp",), P.ZEROS)
-    tree["out"] = P.Param((F, D), ("mlp", "embed"), outer_init(config, F), inputs=1)
-    if "mlp-out" in config.bias:
-        tree["out_bias"] = P.Param((D,), ("embed",), P.ZEROS)
-    return tree
-
-
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context: Context, key=None, layer=None):
-    """`(x_BTD, layer cache, taps)` after one block. `key` is the layer's own; `layer` its LayerCache, when there is one."""
+    """`(x_BTD, layer cache, taps, aux)` after one block. `key` is the layer's own; `layer` its LayerCache, when there is one; `aux` the
+    router's losses of a sparse feed-forward."""
     taps = {"block_input": x_BTD} if "block_input" in context.taps else {}
 
     def attend(x_BTD):
@@ -116,10 +94,13 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
         )
 
     def feed(x_BTD):
-        y_BTD = _feed_forward(p["mlp"], x_BTD, config)
+        if slot.feed_forward == "moe":
+            y_BTD, aux = moe.apply(p["mlp"], x_BTD, config, context.written_BT)
+        else:
+            y_BTD, aux = mlp.apply(p["mlp"], x_BTD, config), {}
         if "mlp_output" in context.taps:
             taps["mlp_output"] = y_BTD
-        return y_BTD, None
+        return y_BTD, aux
 
     def branch(function, name, x_BTD):
         before = "attention_norm" if config.residual == "parallel-shared" else f"{name}_norm"
@@ -132,25 +113,30 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
         x_BTD = norm(x_BTD, p[f"{name}_post_norm"], config) if config.norm_placement == "post" else x_BTD
         return sharding.constrain(x_BTD, "batch", "sequence", "residual")
 
+    def stream(x_BTD):
+        return x_BTD if config.residual_scale == 1 else x_BTD * jnp.asarray(config.residual_scale, x_BTD.dtype)
+
     a_BTD, layer = branch(attend, "attention", x_BTD)
     if config.residual == "serial":
-        x_BTD = join(x_BTD + a_BTD, "attention")
-        m_BTD, _ = branch(feed, "mlp", x_BTD)
-        return join(x_BTD + m_BTD, "mlp"), layer, taps
-    m_BTD, _ = branch(feed, "mlp", x_BTD)
-    return join(x_BTD + a_BTD + m_BTD, "mlp"), layer, taps
+        x_BTD = join(stream(x_BTD) + a_BTD, "attention")
+        m_BTD, aux = branch(feed, "mlp", x_BTD)
+        return join(stream(x_BTD) + m_BTD, "mlp"), layer, taps, aux
+    m_BTD, aux = branch(feed, "mlp", x_BTD)
+    return join(stream(x_BTD) + a_BTD + m_BTD, "mlp"), layer, taps, aux
 
 
-def _project(p, x_BTD, config: ModelConfig, context: Context):
+def _project(p, x_BTD, config: ModelConfig, slot: Slot, context: Context):
     """Queries (B, T, N, H), keys and values (B, T, K, H), normed and rotated."""
+    own = slot.pattern == "sliding" and context.sliding_rope is not None
+    rope = context.sliding_rope if own else context.rope
     names = ("query", "key", "value")
     q_BTNH, k_BTKH, v_BTKH = dots(x_BTD, [p[name] for name in names], [p.get(f"{name}_bias") for name in names])
     if config.qk_norm != "none":
         axes = 2 if config.qk_norm == "whole" else 1
         q_BTNH, k_BTKH = norm(q_BTNH, p["query_norm"], config, axes), norm(k_BTKH, p["key_norm"], config, axes)
-    if context.rope is not None:
-        q_BTNH = positions.rotate(q_BTNH, context.rope, config.rope.layout)
-        k_BTKH = positions.rotate(k_BTKH, context.rope, config.rope.layout)
+    if rope is not None:
+        q_BTNH = positions.rotate(q_BTNH, rope, config.rope.layout)
+        k_BTKH = positions.rotate(k_BTKH, rope, config.rope.layout)
     constrain = sharding.constrain
     return (
         constrain(q_BTNH, "batch", "sequence", "heads", "head"),
@@ -160,7 +146,7 @@ def _project(p, x_BTD, config: ModelConfig, context: Context):
 
 
 def _attend(p, x_BTD, config: ModelConfig, slot: Slot, context: Context, key, layer, taps):
-    q_BTNH, k_BSKH, v_BSKH = _project(p, x_BTD, config, context)
+    q_BTNH, k_BSKH, v_BSKH = _project(p, x_BTD, config, slot, context)
     key_positions_BS, query_positions_BT = context.order_BT, context.order_BT
     if layer is not None:
         query_positions_BT = context.written_BT
@@ -169,7 +155,7 @@ def _attend(p, x_BTD, config: ModelConfig, slot: Slot, context: Context, key, la
     mask = attention.Mask(
         pattern=slot.pattern, window=config.window, stride=config.stride,
         query_positions_BT=query_positions_BT, key_positions_BS=key_positions_BS,
-        query_segments_BT=context.segments_BT, key_segments_BS=context.segments_BT,
+        query_segments_BT=context.segments_BT, key_segments_BS=context.segments_BT, prefix_B=context.prefix_B,
     )  # fmt: skip
     common = {
         "scale": config.H**-0.5 if config.attention_scale is None else config.attention_scale,
@@ -183,11 +169,3 @@ def _attend(p, x_BTD, config: ModelConfig, slot: Slot, context: Context, key, la
     )
     o_BTNH = checkpoint_name(o_BTNH, "attention_output")
     return dot(o_BTNH, p["output"], p.get("output_bias"), inputs=2), layer
-
-
-def _feed_forward(p, x_BTD, config: ModelConfig) -> jax.Array:
-    names = ("in", "gate") if config.activation in GATED else ("in",)
-    h_BTF, *gate = dots(x_BTD, [p[name] for name in names], [p.get(f"{name}_bias") for name in names])
-    gate_BTF = gate[0] if gate else None
-    h_BTF = sharding.constrain(activate(h_BTF, gate_BTF, config.activation), "batch", "sequence", "mlp")
-    return dot(h_BTF, p["out"], p.get("out_bias"))

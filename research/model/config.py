@@ -1,13 +1,15 @@
 """What a transformer is: every choice an enumerated field, named as the papers name it and checked where it enters."""
 
 import dataclasses
+import math
 from typing import Literal, get_origin, get_type_hints
 
 from research.core.config import convert
 from research.core.dtypes import DTypeName
 from research.core.errors import UserError
 
-Pattern = Literal["full", "sliding", "strided"]
+Pattern = Literal["full", "sliding", "strided", "prefix"]
+FeedForward = Literal["dense", "moe"]
 Positions = Literal["learned", "sinusoidal", "rotary", "alibi", "none"]
 Norm = Literal["layer", "rms"]
 NormPlacement = Literal["pre", "post", "sandwich", "branch-output"]
@@ -38,22 +40,33 @@ class RopeConfig:
 
     `fraction` of each head rotates. `half` pairs element i with i + half (GPT-NeoX, Llama as Hugging Face stores it),
     `interleaved` pairs 2i with 2i + 1 (RoFormer, GPT-J, GLM). Scalings: `linear` (position interpolation, arXiv 2306.15595), `ntk`
-    (a larger base), `llama3` (Llama 3.1's bands), `yarn` (arXiv 2309.00071, which also scales the logits).
+    (a larger base), `llama3` (Llama 3.1's bands), `yarn` (arXiv 2309.00071) and `longrope` (arXiv 2402.13753: one factor a rotated pair, the
+    short ones up to `original_context` tokens and the long ones beyond), which two also scale the logits.
     """
 
     base: float = 10000.0
     fraction: float = 1.0
     layout: Literal["half", "interleaved"] = "half"
-    scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = "none"
+    sliding_base: float | None = None  # sliding layers: a base of their own, not scaled (Gemma 3); None: as the others
+    scaling: Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"] = "none"
     factor: float = 1.0
     original_context: int = 8192
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    attention_factor: float | None = None  # yarn, longrope: on cos and sin; None: the papers' function of `factor`
+    short_factors: tuple[float, ...] = ()  # longrope
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self):
         check_choices(self, "model.rope")
+        require(
+            self.sliding_base is None or self.sliding_base > 1,
+            "model.rope.sliding_base",
+            self.sliding_base,
+            "a number above 1",
+        )
         require(self.base > 1, "model.rope.base", self.base, "a number above 1")
         require(0 < self.fraction <= 1, "model.rope.fraction", self.fraction, "a fraction in (0, 1]")
         require(self.factor >= 1, "model.rope.factor", self.factor, "at least 1")
@@ -62,6 +75,50 @@ class RopeConfig:
         slow, fast = self.beta_slow, self.beta_fast
         require(0 < slow < fast, "model.rope.beta_fast", fast, f"a number above beta_slow {slow}")
         require(self.original_context >= 1, "model.rope.original_context", self.original_context, "a number of tokens")
+        attention = self.attention_factor
+        require(attention is None or attention > 0, "model.rope.attention_factor", attention, "a number above 0")
+        for name in ("short_factors", "long_factors"):
+            factors = getattr(self, name)
+            require(all(f > 0 for f in factors), f"model.rope.{name}", factors, "numbers above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts in place of a feed-forward (Shazeer et al., arXiv 1701.06538; Switch, arXiv 2101.03961; Mixtral, arXiv 2401.04088).
+
+    A token's gates are the softmax over all experts' logits, of which the `top_k` largest are kept, made to sum to 1 where `normalise`. With a
+    `capacity_factor` an expert takes at most `capacity_factor x T x top_k / experts` (rounded up) tokens of each sequence, the first ones, and
+    drops the others; None drops nothing. Shared experts are one dense feed-forward of `shared_width` beside the routed ones (arXiv 2401.06066),
+    behind a sigmoid gate of its own where `shared_gate` (Qwen2-MoE).
+    """
+
+    experts: int = 8
+    top_k: int = 2
+    width: int | None = None  # of one expert; None: mlp_width
+    normalise: bool = True
+    capacity_factor: float | None = None
+    shared_width: int | None = None
+    shared_gate: bool = False
+    implementation: Literal["auto", "ragged", "dense"] = "auto"
+
+    def __post_init__(self):
+        check_choices(self, "model.moe")
+        require(self.experts >= 1, "model.moe.experts", self.experts, "a whole number of at least 1")
+        require(
+            1 <= self.top_k <= self.experts,
+            "model.moe.top_k",
+            self.top_k,
+            f"a number of experts from 1 to {self.experts}",
+        )
+        for name in ("width", "shared_width", "capacity_factor"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.moe.{name}", value, "a number above 0")
+        require(
+            not self.shared_gate or self.shared_width is not None,
+            "model.moe.shared_gate",
+            self.shared_gate,
+            "false, or a shared_width beside it",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +126,7 @@ class Slot:
     """One position in the repeating pattern of layers."""
 
     pattern: Pattern
+    feed_forward: FeedForward = "dense"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +142,10 @@ class ModelConfig:
     head_size: int | None = None  # None: width / heads
     mlp_width: int | None = None  # None: 4 x width
     patterns: tuple[Pattern, ...] = ("full",)  # repeated over the layers: ("sliding", "full") alternates
+    feed_forward: tuple[FeedForward, ...] = (
+        "dense",
+    )  # likewise repeated: ("dense", "moe") makes every second layer sparse
+    moe: MoEConfig = MoEConfig()
     window: int = 128  # sliding and strided: how many tokens back, itself included
     stride: int = 16  # strided: also every stride-th token further back
     positions: Positions = "rotary"
@@ -92,6 +154,10 @@ class ModelConfig:
     norm_scale: Literal["plain", "one-plus"] = "plain"  # one-plus multiplies by (1 + w), w starting at 0
     norm_placement: NormPlacement = "pre"
     norm_eps: float = 1e-5
+    embedding_norm: bool = False  # a norm between the embedding and the first layer
+    residual_scale: float = (
+        1.0  # the stream is multiplied by it where a branch joins it: DeepNorm's alpha (arXiv 2203.00555)
+    )
     qk_norm: Literal["none", "head", "whole"] = "none"
     residual: Literal["serial", "parallel", "parallel-shared"] = "serial"  # shared: one norm feeds both branches
     activation: Activation = "swiglu"
@@ -102,9 +168,12 @@ class ModelConfig:
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     dropout: float | None = None  # None: absent from the program; a number is the default of the traced rate
-    init: Literal["gpt2", "fan-in", "fan-in-zero"] = "gpt2"  # zero: projections into the residual stream start at 0
+    init: Literal["gpt2", "fan-in", "fan-in-zero", "deepnorm"] = (
+        "gpt2"  # zero: projections into the residual stream start at 0
+    )
     dtype: DTypeName = "auto"
     attention: Literal["auto", "plain", "blocked", "cudnn"] = "auto"
+    family: str | None = None  # a label: in whose published format the weights go out; None: the first that can hold them
     unroll: int = 1  # how many repeats of the pattern each turn of the scan holds; at least `layers` leaves no loop
     remat: Literal["none", "full", "matmuls", "attention"] = (
         "none"  # what the backward pass recomputes: nothing, all, ...
@@ -125,7 +194,9 @@ class ModelConfig:
             "at most 2^31: token ids are int32",
         )
         require(self.norm_eps >= 0, "model.norm_eps", self.norm_eps, "a number of at least 0")
-        require(bool(self.patterns), "model.patterns", self.patterns, "at least one of full, sliding, strided")
+        require(bool(self.patterns), "model.patterns", self.patterns, "at least one of full, sliding, strided, prefix")
+        require(bool(self.feed_forward), "model.feed_forward", self.feed_forward, "at least one of dense, moe")
+        require(self.residual_scale > 0, "model.residual_scale", self.residual_scale, "a number above 0")
         if self.head_size is None:
             require(
                 self.width % self.heads == 0,
@@ -143,6 +214,14 @@ class ModelConfig:
                 self.rope.fraction,
                 f"an even part of head size {self.H}",
             )
+            for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
+                factors = getattr(self.rope, name)
+                require(
+                    len(factors) == rotated // 2,
+                    f"model.rope.{name}",
+                    factors,
+                    f"{rotated // 2} numbers, one a rotated pair",
+                )
 
     @property
     def V(self) -> int:
@@ -169,7 +248,11 @@ class ModelConfig:
 
         7 layers of a 6-pattern are one repeat of 6 slots and one repeat of 1 slot.
         """
-        slots = tuple(Slot(pattern) for pattern in self.patterns)
-        repeats, rest = divmod(self.layers, len(slots))
+        period = min(math.lcm(len(self.patterns), len(self.feed_forward)), self.layers)
+        slots = tuple(
+            Slot(self.patterns[i % len(self.patterns)], self.feed_forward[i % len(self.feed_forward)])
+            for i in range(period)
+        )
+        repeats, rest = divmod(self.layers, period)
         parts = ((slots, repeats), (slots[:rest], 1))
         return tuple((part, n) for part, n in parts if n and part)

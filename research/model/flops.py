@@ -14,10 +14,20 @@ def keys_per_query(slot: Slot, config: ModelConfig, T: int) -> float:
     return near if slot.pattern == "sliding" else near + (T - near) / config.stride
 
 
+def active_params(config: ModelConfig) -> int:
+    """The parameters that one token meets: of a mixture's experts `top_k`, everything else whole (router and shared experts too)."""
+    return sum(_active(p, config) for p in P.flatten(transformer.specs(config)).values())
+
+
+def _active(p: P.Param, config: ModelConfig) -> int:
+    experts = "experts" in p.axes[: p.stacked]
+    return p.size // config.moe.experts * config.moe.top_k if experts else p.size
+
+
 def forward_flops_per_token(config: ModelConfig, T: int) -> float:
-    """2 x the weights of every matrix product (the unembedding too, lookups not) + 4 x heads x head size x keys per query and layer."""
-    specs = transformer.specs(config)
-    matrices = sum(p.size for path, p in P.flatten(specs).items() if p.inputs)
+    """2 x the weights of every matrix product that a token meets (the unembedding too, lookups not; of a mixture's experts `top_k`)
+    + 4 x heads x head size x keys per query and layer."""
+    matrices = sum(_active(p, config) for p in P.flatten(transformer.specs(config)).values() if p.inputs)
     if config.tied:
         matrices += config.V * config.width
     slots = [slot for slots, repeats in config.segments for slot in slots * repeats]

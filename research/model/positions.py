@@ -21,8 +21,8 @@ def documents(segments_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.cumsum(starts, axis=1, dtype=jnp.int32), t - jax.lax.cummax(jnp.where(starts, t, 0), axis=1)
 
 
-def rope_frequencies(config: RopeConfig, rotated: int) -> tuple[np.ndarray, float]:
-    """`(angles per position of each rotated pair, factor on cos and sin)`: shapes (rotated / 2,) and a scalar."""
+def rope_frequencies(config: RopeConfig, rotated: int, long: bool = False) -> tuple[np.ndarray, float]:
+    """`(angles per position of each rotated pair, factor on cos and sin)`: shapes (rotated / 2,) and a scalar. `long`: longrope's second set."""
     exponent = np.arange(0, rotated, 2) / rotated
     if config.scaling == "ntk":
         return 1 / (config.base * config.factor ** (rotated / max(rotated - 2, 1))) ** exponent, 1.0
@@ -32,7 +32,13 @@ def rope_frequencies(config: RopeConfig, rotated: int) -> tuple[np.ndarray, floa
     if config.scaling == "llama3":
         return _llama3(plain, config), 1.0
     if config.scaling == "yarn":
-        return _yarn(plain, config, rotated), 0.1 * math.log(config.factor) + 1.0
+        factor = config.attention_factor or 0.1 * math.log(config.factor) + 1.0
+        return _yarn(plain, config, rotated), factor
+    if config.scaling == "longrope":
+        grown = math.sqrt(1 + math.log(config.factor) / math.log(config.original_context)) if config.factor > 1 else 1.0
+        return plain / np.asarray(
+            config.long_factors if long else config.short_factors
+        ), config.attention_factor or grown
     return plain, 1.0
 
 
@@ -56,13 +62,22 @@ def _yarn(plain: np.ndarray, config: RopeConfig, rotated: int) -> np.ndarray:
     return plain * ((1 - ramp) + ramp / config.factor)
 
 
-def rope_table(config: RopeConfig, head_size: int, positions: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
-    """`(cos, sin)`, each `positions.shape + (1, rotated / 2)`, ready to broadcast over heads."""
-    frequencies, factor = rope_frequencies(config, int(head_size * config.fraction))
+def rope_table(
+    config: RopeConfig, head_size: int, positions_BT: jax.Array, dtype, last_B: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`(cos, sin)`, each (B, T, 1, rotated / 2), ready to broadcast over heads.
+
+    `last_B` is the last position of each row that is no padding, by which longrope chooses its factors; None: the largest.
+    """
+    rotated = int(head_size * config.fraction)
+    frequencies, factor = rope_frequencies(config, rotated)
     wide = jnp.promote_types(dtype, jnp.float32)
-    angles = positions[..., None, None].astype(wide) * jnp.asarray(frequencies, wide).reshape(
-        (1,) * (positions.ndim + 1) + (-1,)
-    )
+    per_pair = jnp.asarray(frequencies, wide)[None, None, None]
+    if config.scaling == "longrope":
+        last_B = jnp.max(positions_BT, axis=1) if last_B is None else last_B
+        beyond = (last_B >= config.original_context)[:, None, None, None]
+        per_pair = jnp.where(beyond, jnp.asarray(rope_frequencies(config, rotated, long=True)[0], wide), per_pair)
+    angles = positions_BT[..., None, None].astype(wide) * per_pair
     return (jnp.cos(angles) * factor).astype(dtype), (jnp.sin(angles) * factor).astype(dtype)
 
 

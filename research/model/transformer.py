@@ -30,7 +30,8 @@ EMBED_INIT = 0.02
 
 @struct.dataclass
 class Output:
-    """`outputs`: logits (B, T, V), or hidden states (B, T, D). `aux`: extra scalars. `taps`: name -> (L, ...) in order of layers."""
+    """`outputs`: logits (B, T, V), or hidden states (B, T, D). `aux`: the router's losses, `balance` and `router_z`, means over the sparse
+    layers; empty without any. `taps`: name -> (L, ...) in order of layers."""
 
     outputs: jax.Array
     aux: dict[str, jax.Array]
@@ -50,6 +51,8 @@ def specs(config: ModelConfig) -> P.Tree:
         }
         for s, (slots, n) in enumerate(config.segments)
     }
+    if config.embedding_norm:
+        tree["embed"]["norm"] = block.norm_specs(config, (D,), ("embed",))
     if config.norm_placement != "post":
         tree["final_norm"] = block.norm_specs(config, (D,), ("embed",))
     unembed = {}
@@ -85,9 +88,10 @@ def hidden(
     """The final residual stream (B, T, D).
 
     `inputs` are tokens (B, T), or a mapping of `tokens` and, where wanted, `segments` (B, T) of packed documents (no attention across,
-    positions restart), `positions` (B, T), and with a cache `lengths` (B,): how many of the tokens are real, from the left. With a
-    `key` the config's dropout is applied, at `hypers.dropout` if given. `taps` out of `TAPS` are returned; others cost nothing.
-    Raises ValueError for an unknown tap or segments together with a cache.
+    positions restart), `positions` (B, T), `prefix` (B,): how many tokens of a row layers of the pattern `prefix` show to every query (then
+    the past is told by index and `positions` only embed), and with a cache `lengths` (B,): how many of the tokens are real, from the left.
+    With a `key` the config's dropout is applied, at `hypers.dropout` if given. `taps` out of `TAPS` are returned; others cost nothing.
+    Raises ValueError for an unknown tap, segments together with a cache, or a prefix together with segments.
     """
     inputs = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
     if set(taps) - set(TAPS):
@@ -97,20 +101,23 @@ def hidden(
     context = _context(inputs, config, dtype, hypers if key is not None else None, cache, taps, key is not None)
     x_BTD = _embed(params["embed"], inputs["tokens"], config, dtype, context, key)
     if cache is not None:
-        x_BTD, cache, record = _decode(params["decoder"], x_BTD, config, context, cache)
+        x_BTD, cache, record, aux = _decode(params["decoder"], x_BTD, config, context, cache)
     else:
-        x_BTD, record = _decoder(params["decoder"], x_BTD, config, context, key)
+        x_BTD, record, aux = _decoder(params["decoder"], x_BTD, config, context, key)
     if "final_norm" in params:
         x_BTD = norm(x_BTD, params["final_norm"], config)
-    return Output(outputs=x_BTD, aux={}, cache=cache, taps=record)
+    sparse = max(1, sum(slot.feed_forward == "moe" for slots, n in config.segments for slot in slots * n))
+    return Output(outputs=x_BTD, aux={name: x / sparse for name, x in aux.items()}, cache=cache, taps=record)
 
 
 def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: bool) -> block.Context:
     """Positions, segments, rotary tables and the dropout rate: computed once, used by every block."""
     tokens_BT, segments_BT = inputs["tokens"], inputs.get("segments")
     T = tokens_BT.shape[1]
-    positions_BT, written_BT = inputs.get("positions"), None
-    order_BT = positions_BT
+    positions_BT, written_BT, prefix_B = inputs.get("positions"), None, inputs.get("prefix")
+    if prefix_B is not None and segments_BT is not None:
+        raise ValueError("a prefix belongs to a whole row; give no segments with it")
+    order_BT = positions_BT if prefix_B is None else None
     if cache is not None:
         if segments_BT is not None:
             raise ValueError("a cache holds one document a row; give no segments with it")
@@ -121,14 +128,21 @@ def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: 
     elif segments_BT is not None:
         segments_BT, restarted_BT = positions.documents(segments_BT)
         positions_BT = restarted_BT if positions_BT is None else positions_BT
-    rope = None
+    rope = sliding_rope = None
     if config.positions == "rotary":
         where = jnp.arange(T)[None] if positions_BT is None else positions_BT
-        rope = positions.rope_table(config.rope, config.H, where, dtype)
+        last_B = None if written_BT is None else jnp.max(written_BT, axis=1)
+        rope = positions.rope_table(config.rope, config.H, where, dtype, last_B)
+        if config.rope.sliding_base is not None:
+            plain = dataclasses.replace(config.rope, base=config.rope.sliding_base, scaling="none")
+            sliding_rope = positions.rope_table(plain, config.H, where, dtype)
     rate = None
     if training and config.dropout is not None:
         rate = config.dropout if hypers is None else hypers.dropout
-    return block.Context(positions_BT, order_BT, segments_BT, written_BT, rope, rate, tuple(taps))
+    return block.Context(
+        positions_BT=positions_BT, order_BT=order_BT, segments_BT=segments_BT, written_BT=written_BT, prefix_B=prefix_B,
+        rope=rope, sliding_rope=sliding_rope, dropout=rate, taps=tuple(taps),
+    )  # fmt: skip
 
 
 def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key) -> jax.Array:
@@ -148,6 +162,8 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
     elif config.positions == "sinusoidal":
         where = jnp.arange(T)[None] if context.positions_BT is None else context.positions_BT
         x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)
+    if config.embedding_norm:
+        x_BTD = norm(x_BTD, p["norm"], config)
     x_BTD = sharding.constrain(x_BTD, "batch", "sequence", "residual")
     return dropout(x_BTD, context.dropout, None if key is None else rng.fold(key, "embed"))
 
@@ -173,42 +189,55 @@ def _layer_specs(config: ModelConfig, slots: tuple[Slot, ...]) -> P.Tree:
 
 
 def _decoder(p, x_BTD, config: ModelConfig, context: block.Context, key):
-    """All segments in turn. Returns the stream and the taps, stacked in order of layers."""
-    first, records = 0, []
+    """All segments in turn. Returns the stream, the taps, stacked in order of layers, and the sums of the router's losses."""
+    first, records, losses = 0, [], []
     for s, (slots, repeats) in enumerate(config.segments):
         declared = _layer_specs(config, slots)
 
         def repeat(x_BTD, inputs, slots=slots, declared=declared):
             layer_params, index = inputs
             layer_params = sharding.gather(layer_params, declared, x_BTD.dtype)
-            taps = []
+            taps, aux = [], []
             for i, slot in enumerate(slots):
                 layer_key = None if key is None else rng.fold(key, "layer", index + i)
-                x_BTD, _, seen = block.apply(layer_params[str(i)], x_BTD, config, slot, context, layer_key)
+                x_BTD, _, seen, lost = block.apply(layer_params[str(i)], x_BTD, config, slot, context, layer_key)
                 taps.append(seen)
-            return x_BTD, {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
+                aux.append(lost)
+            return x_BTD, ({name: jnp.stack([t[name] for t in taps]) for name in taps[0]}, _summed(aux))
 
         indices = first + len(slots) * jnp.arange(repeats)
         unroll = min(config.unroll, repeats)
         looped = repeats % unroll == 0 and repeats > unroll
-        x_BTD, seen = jax.lax.scan(_remat(repeat, config.remat, looped), x_BTD, (p[str(s)], indices), unroll=unroll)
+        x_BTD, (seen, lost) = jax.lax.scan(
+            _remat(repeat, config.remat, looped), x_BTD, (p[str(s)], indices), unroll=unroll
+        )
         records.append({name: tap.reshape(-1, *tap.shape[2:]) for name, tap in seen.items()})
+        losses.append({name: jnp.sum(x, axis=0) for name, x in lost.items()})
         first += len(slots) * repeats
-    return x_BTD, {name: jnp.concatenate([r[name] for r in records]) for name in records[0]}
+    return x_BTD, {name: jnp.concatenate([r[name] for r in records]) for name in records[0]}, _summed(losses)
+
+
+def _summed(losses: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """Sums by name; a layer that is dense has none."""
+    names = sorted({name for one in losses for name in one})
+    return {name: sum((one[name] for one in losses if name in one), jnp.zeros(())) for name in names}
 
 
 def _decode(p, x_BTD, config: ModelConfig, context: block.Context, cache: Cache):
     """The layers one by one, each with a cache of its own: no loop carries them all."""
-    layers, taps, done = [], [], 0
+    layers, taps, losses, done = [], [], [], 0
     for s, (slots, repeats) in enumerate(config.segments):
         for r in range(repeats):
             for i, slot in enumerate(slots):
                 layer_params = jax.tree.map(lambda leaf, r=r: leaf[r], p[str(s)][str(i)])
                 layer_params = sharding.gather(layer_params, block.specs(config, slot), x_BTD.dtype)
-                x_BTD, layer, seen = block.apply(layer_params, x_BTD, config, slot, context, layer=cache.layers[done])
+                x_BTD, layer, seen, lost = block.apply(
+                    layer_params, x_BTD, config, slot, context, layer=cache.layers[done]
+                )
                 layers.append(layer)
                 taps.append(seen)
+                losses.append(lost)
                 done += 1
     stacked = {} if not context.taps else {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
     written_B = jnp.sum(jnp.asarray(context.written_BT) >= 0, axis=1)
-    return x_BTD, Cache(layers=tuple(layers), lengths_B=cache.lengths_B + written_B), stacked
+    return x_BTD, Cache(layers=tuple(layers), lengths_B=cache.lengths_B + written_B), stacked, _summed(losses)

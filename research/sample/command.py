@@ -1,4 +1,4 @@
-"""What `research sample RUN` does: options, standard output, the JSON line.
+"""What `research sample MODEL` does: options, standard output, the JSON line.
 
 Standard output is the prompt and its continuation verbatim, as they come, and nothing else (on a terminal, a line end
 after them). Several samples follow one another, each after a line `=== prompt 1 of 2, sample 3 of 5 ===` and with a
@@ -16,21 +16,20 @@ from typing import Annotated, Any
 import tyro
 
 from research.core import config as C
-from research.core import params as P
 from research.core.errors import UserError
 from research.data.encoding import to_utf8
-from research.data.tokenizer import Tokenizer
-from research.model.config import ModelConfig
 from research.sample.decode import CHUNK
-from research.sample.generate import Generation, Sampling, generate
+from research.sample.engine import Generation, continuations
+from research.sample.models import Loaded, opened
+from research.sample.options import Sampling
 
 PROG = "research sample"
-USAGE = f"{PROG} RUN [--prompt TEXT ...] [options]: RUN is a run directory; {PROG} --help lists the options"
+USAGE = f"{PROG} MODEL [--prompt TEXT ...] [options]: MODEL is a run directory; {PROG} --help lists the options"
 DESCRIPTION = (
-    f"Continues prompts with a run's model: {PROG} RUN --prompt TEXT. Write --prompt=TEXT where TEXT begins with --."
+    f"Continues prompts with a model: {PROG} MODEL --prompt TEXT. Write --prompt=TEXT where TEXT begins with --."
 )
 
-Load = Callable[[str], tuple[P.Tree, ModelConfig, Tokenizer]]
+Load = Callable[[str], Any]  # to what `continuations` takes for a model
 
 
 @tyro.conf.configure(tyro.conf.UseAppendAction)
@@ -51,47 +50,57 @@ class Arguments:
 
 
 def sample_command(load: Load, argv: Sequence[str]) -> int:
-    """Runs `research sample` on its arguments, RUN first, and returns the exit code 0.
+    """Runs `research sample` on its arguments, MODEL first, and returns the exit code 0.
 
-    `load(RUN)` gives parameters, model config and tokeniser. Raises UserError for a bad option, prompt or run.
+    `load(MODEL)` gives what `continuations` takes for a model. Raises UserError for a bad option, prompt or model.
     """
-    run, arguments = parse(argv)
+    name, arguments = parse(argv)
     prompts = [_stdin() if text == "-" else text for text in arguments.prompt or ("",)]
-    print(f"loading {run}", file=sys.stderr)
-    params, config, tokenizer = load(run)
+    print(f"loading {name}", file=sys.stderr)
+    model = opened(load(name))
     try:
-        _run(params, config, tokenizer, prompts, run, arguments)
+        _run(model, prompts, name, arguments)
     except BrokenPipeError:  # the reader has seen enough; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
-    """The run and the options. Raises UserError as `research.core.config.parse` does, and for a missing RUN."""
+    """The model and the options. Raises UserError as `research.core.config.parse` does, and for a missing MODEL."""
     asks_help = bool({"-h", "--help"} & set(argv))
     if not asks_help and (not argv or argv[0].startswith("-")):
-        raise UserError(f"the run is missing; {USAGE}")
+        raise UserError(f"the model is missing; {USAGE}")
     options = list(argv if asks_help and argv[0].startswith("-") else argv[1:])
     return argv[0], C.parse(Arguments(), _joined(options), PROG, DESCRIPTION)
+
+
+TEXTS = ("--prompt", "--stop", "--regex")  # options whose value may begin with a dash
 
 
 def _joined(options: list[str]) -> list[str]:
     """Texts such as `-x` tied to their option, so that they are not taken for options themselves."""
     out: list[str] = []
     for word in options:
-        if out and out[-1] in ("--prompt", "--stop") and word.startswith("-") and not word.startswith("--"):
+        if out and out[-1] in TEXTS and word.startswith("-") and not word.startswith("--"):
             out[-1] += f"={word}"
         else:
             out.append(word)
     return out
 
 
-def report(run: str, prompts: Sequence[str], results: Sequence[Generation]) -> dict[str, Any]:
-    """What `--json` prints. `prompt` is the first one; every sample names its own. Times in seconds."""
+def report(name: str, prompts: Sequence[str], results: Sequence[Generation]) -> dict[str, Any]:
+    """What `--json` prints. `prompt` is the first one; every sample names its own. Times in seconds.
+
+    `logprobs`, `alternatives` (lists of `[id, log-probability]`) and `score` are there where options ask for them.
+    """
     fields = ("prompt", "text", "tokens", "prompt_tokens", "finish_reason")
-    samples = [{name: getattr(one, name) for name in fields} for one in results]
+    extra = ("logprobs", "alternatives", "score")
+    samples = [
+        {name: getattr(one, name) for name in fields + extra if name in fields or getattr(one, name) is not None}
+        for one in results
+    ]
     return {
-        "run": run,
+        "run": name,
         "prompt": prompts[0],
         "samples": samples,
         "tokens": sum(len(one.tokens) for one in results),
@@ -109,11 +118,11 @@ def tokens_per_second(results: Sequence[Generation]) -> float:
     return sum(len(one.tokens) for one in results) / seconds if seconds else 0.0
 
 
-def _run(params, config, tokenizer, prompts: list[str], run: str, arguments: Arguments) -> None:
+def _run(model: Loaded, prompts: list[str], name: str, arguments: Arguments) -> None:
     sampling, alone = arguments.sampling, len(prompts) * arguments.sampling.num == 1
     print(f"drawing {len(prompts) * sampling.num} x {sampling.max_tokens} tokens", file=sys.stderr)
     on_text = _stream(prompts[0]) if alone else _progress()
-    results = generate(params, config, tokenizer, prompts, sampling, on_text)
+    results = continuations(model, prompts, sampling, on_text)
     if not alone:
         _write_all(results, len(prompts), sampling.num)
     elif not results[0].text:
@@ -123,7 +132,7 @@ def _run(params, config, tokenizer, prompts: list[str], run: str, arguments: Arg
         _write("\n")
     print(f"{total} tokens, {tokens_per_second(results):.0f} tokens/s, ended by: {', '.join(reasons)}", file=sys.stderr)
     if arguments.json:
-        _write(json.dumps(report(run, prompts, results)) + "\n")
+        _write(json.dumps(report(name, prompts, results)) + "\n")
 
 
 def _stream(prompt: str) -> Callable[[int, str], None]:

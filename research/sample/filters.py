@@ -1,7 +1,7 @@
-"""From logits to a token: repetition penalty, temperature, top-k, top-p, min-p, and the draw.
+"""From logits to a token: penalties, what is allowed, temperature, top-k, top-p, min-p, and the draw.
 
 A filter that is None is absent from the compiled program; the value of one that is present is traced. They apply in
-the order of this list, as Hugging Face's `generate` applies them. Nothing is sorted: a threshold is found bit by bit
+the order of this list, as Hugging Face's `generate` applies those it has. Nothing is sorted: a threshold is found bit by bit
 (`largest_threshold`), which is exact and on a CPU 3 to 20 times faster than a sort or `lax.top_k`. So tokens of equal
 logits are kept or dropped together.
 """
@@ -22,6 +22,22 @@ class Filters:
     top_p: jax.Array | None = None  # in (0, 1]
     min_p: jax.Array | None = None  # in [0, 1]
     repetition_penalty: jax.Array | None = None  # 1 changes nothing
+    presence_penalty: jax.Array | None = None  # 0 changes nothing
+    frequency_penalty: jax.Array | None = None  # 0 changes nothing
+
+    @property
+    def counts(self) -> bool:
+        """Whether they need the tokens of the output counted."""
+        return self.presence_penalty is not None or self.frequency_penalty is not None
+
+
+@struct.dataclass
+class Past:
+    """What the filters know of a row besides its logits, (B, V) each; None where no filter asks."""
+
+    seen_BV: jax.Array | None = None  # whether a token occurs in prompt or output
+    counts_BV: jax.Array | None = None  # how often it occurs in the output
+    allowed_BV: jax.Array | None = None  # whether it may come next
 
 
 def make(**values: float | None) -> Filters:
@@ -38,22 +54,22 @@ def make(**values: float | None) -> Filters:
     return Filters(**{name: scalar(name, value) for name, value in values.items()})
 
 
-def sample(logits_BV: jax.Array, filters: Filters, keys_B=None, seen_BV: jax.Array | None = None) -> jax.Array:
+def sample(logits_BV: jax.Array, filters: Filters, keys_B=None, past: Past | None = None) -> jax.Array:
     """One id a row, (B,) int32: where filtered logits plus Gumbel noise are largest, which draws from their softmax.
 
-    A temperature needs `keys_B`, one for each row, and a repetition penalty `seen_BV`, booleans.
+    A temperature needs `keys_B`, one for each row; penalties need their part of `past`.
     """
     if filters.temperature is None:
-        return jnp.argmax(penalised(logits_BV, seen_BV, filters), axis=-1).astype(jnp.int32)
-    z_BV = filtered(logits_BV, filters, seen_BV)
+        return jnp.argmax(penalised(logits_BV, filters, past), axis=-1).astype(jnp.int32)
+    z_BV = filtered(logits_BV, filters, past)
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, z_BV.shape[1:], z_BV.dtype))(keys_B)
     greedy_B1 = _column(filters.temperature, z_BV) == 0
     return jnp.argmax(z_BV + jnp.where(greedy_B1, 0, noise_BV), axis=-1).astype(jnp.int32)
 
 
-def filtered(logits_BV: jax.Array, filters: Filters, seen_BV: jax.Array | None = None) -> jax.Array:
+def filtered(logits_BV: jax.Array, filters: Filters, past: Past | None = None) -> jax.Array:
     """Logits (B, V), float32, whose softmax is drawn from: 0 at a row's best token, -inf where a filter drops one."""
-    z_BV = penalised(logits_BV, seen_BV, filters)
+    z_BV = penalised(logits_BV, filters, past)
     z_BV = (z_BV - jnp.max(z_BV, axis=-1, keepdims=True)).astype(jnp.float32)
     if filters.temperature is not None:
         z_BV = z_BV / jnp.maximum(_column(filters.temperature, z_BV), TINY)
@@ -66,13 +82,24 @@ def filtered(logits_BV: jax.Array, filters: Filters, seen_BV: jax.Array | None =
     return z_BV
 
 
-def penalised(logits_BV: jax.Array, seen_BV: jax.Array | None, filters: Filters) -> jax.Array:
-    """CTRL's repetition penalty (arXiv 1909.05858, section 4.1) on the tokens seen, in the form that lowers every sign:
-    positive logits are divided by it, negative ones multiplied."""
-    if filters.repetition_penalty is None or seen_BV is None:
-        return logits_BV
-    penalty_B1 = _column(filters.repetition_penalty, logits_BV).astype(logits_BV.dtype)
-    return jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1), logits_BV)
+def penalised(logits_BV: jax.Array, filters: Filters, past: Past | None) -> jax.Array:
+    """Logits (B, V) after the penalties, and -inf where `past` does not allow a token.
+
+    CTRL's repetition penalty (arXiv 1909.05858, section 4.1) on the tokens seen, in the form that lowers every sign:
+    positive logits are divided by it, negative ones multiplied. Then the presence and frequency penalties of OpenAI's
+    API, on the output alone: each token that it holds loses the one, and the other times its count.
+    """
+    past = past or Past()
+    if filters.repetition_penalty is not None and past.seen_BV is not None:
+        by_B1 = _column(filters.repetition_penalty, logits_BV).astype(logits_BV.dtype)
+        lowered_BV = jnp.where(logits_BV > 0, logits_BV / by_B1, logits_BV * by_B1)
+        logits_BV = jnp.where(past.seen_BV, lowered_BV, logits_BV)
+    if past.counts_BV is not None:
+        if filters.presence_penalty is not None:
+            logits_BV = logits_BV - _column(filters.presence_penalty, logits_BV) * (past.counts_BV > 0)
+        if filters.frequency_penalty is not None:
+            logits_BV = logits_BV - _column(filters.frequency_penalty, logits_BV) * past.counts_BV
+    return logits_BV if past.allowed_BV is None else _keep(logits_BV, past.allowed_BV)
 
 
 def best(z_BV: jax.Array, k_B1: jax.Array) -> jax.Array:

@@ -21,36 +21,51 @@ class LMConfig:
 
     label_smoothing: float | None = None
     z_loss: float | None = None
+    balance_loss: float | None = None  # of a mixture of experts, times the mean of its layers' `balance` (model/moe.py)
+    router_z_loss: float | None = None  # likewise, times `router_z`
     head_tile: int | None = None  # tokens whose logits are held at a time; None: all
 
     def __post_init__(self):
         smoothing, z_loss, tile = self.label_smoothing, self.z_loss, self.head_tile
         require(smoothing is None or 0 <= smoothing < 1, "task.label_smoothing", smoothing, "a number in [0, 1)")
         require(z_loss is None or z_loss >= 0, "task.z_loss", z_loss, "a number of at least 0")
+        for name in ("balance_loss", "router_z_loss"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"task.{name}", value, "a number of at least 0")
         require(tile is None or tile >= 1, "task.head_tile", tile, "a number of tokens, at least 1")
 
 
 def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
     """`loss(params, batch, key, hypers) -> (sum, weight, metrics)` over a batch of `tokens`, `targets` and `weights`, each (B, T).
 
-    `sum / weight` is what training minimises, in nats per token. `metrics` are further sums over the same weight: none here. A key
-    turns dropout on.
+    `sum / weight` is what training minimises, in nats per token; the router's losses, means over a batch, count with its whole weight.
+    `metrics` are further sums over the same weight: `balance` and `router_z` of a mixture of experts, nothing otherwise. A key turns
+    dropout on. Raises UserError when the task has a router's loss and the model no router.
     """
+    sparse = any(slot.feed_forward == "moe" for slots, _ in model.segments for slot in slots)
+    for name in ("balance_loss", "router_z_loss"):
+        value = getattr(task, name)
+        require(sparse or value is None, f"task.{name}", value, "none, or a model with moe in feed_forward")
+
+    def given(name: str, hypers: Hypers | None):
+        """What a loss of the config counts: its number, or the traced one; None where it is absent."""
+        value = getattr(task, name)
+        return value if hypers is None or value is None else getattr(hypers, name)
 
     def loss(params: Any, batch: dict[str, jax.Array], key: jax.Array | None = None, hypers: Hypers | None = None):
-        x_BTD = transformer.hidden(params, batch, model, key=key, hypers=hypers).outputs
+        out = transformer.hidden(params, batch, model, key=key, hypers=hypers)
         weights_BT = batch["weights"]
 
         def penalised(logits_BTV, targets_BT):
-            smoothing = (
-                task.label_smoothing if hypers is None or task.label_smoothing is None else hypers.label_smoothing
-            )
-            z_loss = task.z_loss if hypers is None or task.z_loss is None else hypers.z_loss
+            smoothing, z_loss = given("label_smoothing", hypers), given("z_loss", hypers)
             return losses.softmax_cross_entropy(logits_BTV, targets_BT, label_smoothing=smoothing, z_loss=z_loss)
 
-        losses_BT = head.losses(params, x_BTD, batch["targets"], model, penalised, task.head_tile)
+        losses_BT = head.losses(params, out.outputs, batch["targets"], model, penalised, task.head_tile)
         total, weight = losses.weighted_sum(losses_BT, weights_BT)
-        return total, weight, {}
+        for name in out.aux:
+            coefficient = given(f"{name}_loss", hypers)
+            total = total if coefficient is None else total + coefficient * out.aux[name] * weight
+        return total, weight, {name: value * weight for name, value in out.aux.items()}
 
     return loss
 

@@ -99,6 +99,7 @@ def hypers(config: Config) -> H.Hypers:
         cooldown=schedule.cooldown, weight_decay=opt.weight_decay, momentum=opt.momentum, beta1=opt.beta1, beta2=opt.beta2, eps=opt.eps,
         adam_ratio=opt.adam_ratio, clip_norm=float("inf") if opt.clip_norm is None else opt.clip_norm, ema_decay=opt.ema_decay or 0.0,
         dropout=config.model.dropout or 0.0, label_smoothing=config.task.label_smoothing or 0.0, z_loss=config.task.z_loss or 0.0,
+        balance_loss=config.task.balance_loss or 0.0, router_z_loss=config.task.router_z_loss or 0.0,
         init_scale=config.init_scale, seed=config.seed,
     )  # fmt: skip
 

@@ -269,15 +269,15 @@ def _gram_rounds(x: jax.Array) -> jax.Array:
 
 
 def _one_layer(p: P.Param, x: jax.Array) -> jax.Array:
-    """A leaf as matrices (fan in, fan out), tables as they are, vectors flat; a stacked leaf keeps its first axis."""
+    """A leaf as matrices (fan in, fan out), tables as they are, vectors flat; a stacked leaf keeps its axes of layers and experts."""
     shape = {"matrix": p.matrix_shape, "table": p.shape[p.stacked :], "vector": (-1,)}[p.kind]
     return x.reshape(*p.shape[: p.stacked], *shape)
 
 
 def _adafactor(specs: P.Tree) -> optax.GradientTransformation:
-    """Adafactor (arXiv 1804.04235) without momentum, every layer of every leaf by itself: its means run over one matrix.
+    """Adafactor (arXiv 1804.04235) without momentum, every layer (and expert) of every leaf by itself: its means run over one matrix.
 
-    The state holds a whole Adafactor at every leaf, with a leading axis of layers where the leaf is stacked.
+    The state holds a whole Adafactor at every leaf, with leading axes of layers and experts where the leaf is stacked.
     """
 
     def decay(count, exponent):
@@ -287,7 +287,9 @@ def _adafactor(specs: P.Tree) -> optax.GradientTransformation:
     rule = optax.chain(rms, optax.clip_by_block_rms(ADAFACTOR_CLIP), optax.scale_by_param_block_rms())
 
     def on_layers(function: Callable, p: P.Param) -> Callable:
-        return jax.vmap(function) if p.stacked else function
+        for _ in range(p.stacked):
+            function = jax.vmap(function)
+        return function
 
     def init(params):
         return P.tree_map(lambda p, x: on_layers(rule.init, p)(_one_layer(p, x)), specs, params)

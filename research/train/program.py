@@ -17,7 +17,9 @@ from research.data.loader import Batches, EvalBatches
 from research.data.tokens import Corpus
 from research.model import flops, transformer
 from research.model.config import ModelConfig
-from research.sample.generate import Sampling, generate
+from research.sample.engine import continuations
+from research.sample.models import Loaded
+from research.sample.options import Sampling
 from research.tasks import lm
 from research.train import config as C
 from research.train import step as S
@@ -173,11 +175,8 @@ class Program:
         """The config's prompt and what the model makes of it."""
         config = self.config
         sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.8, seed=config.seed)
-        params = self.eval_params(state, self.hypers)
-        return (
-            config.sample_prompt
-            + generate(params, self.model, self.corpus.tokenizer, [config.sample_prompt], sampling)[0].text
-        )
+        model = Loaded(self.eval_params(state, self.hypers), self.model, self.corpus.tokenizer)
+        return config.sample_prompt + continuations(model, [config.sample_prompt], sampling)[0].text
 
     def name_bad_leaf(self, index: int) -> str:
         """`metrics["bad_leaf"]` in words."""

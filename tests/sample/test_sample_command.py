@@ -11,7 +11,9 @@ import pytest
 from research.core.errors import UserError
 from research.model.config import ModelConfig
 from research.sample import command
-from research.sample.generate import Sampling, generate
+from research.sample.engine import continuations
+from research.sample.models import Loaded
+from research.sample.options import Sampling
 
 CONFIG = ModelConfig(vocab_size=257, context=32, width=16, layers=1, heads=2, mlp_width=24, tied=False)
 OPTIONS = ["--max-tokens", "20", "--seed", "5", "--top_p", "0.9"]
@@ -20,7 +22,7 @@ SAMPLING = Sampling(max_tokens=20, seed=5, top_p=0.9)
 
 @pytest.fixture(scope="module")
 def loaded(tiny, tokenizer):
-    return tiny.params(CONFIG), CONFIG, tokenizer
+    return Loaded(tiny.params(CONFIG), CONFIG, tokenizer)
 
 
 @pytest.fixture
@@ -40,14 +42,14 @@ def sample(loaded, capfdbinary):
 
 def test_standard_output_is_prompt_and_continuation_verbatim(sample, loaded):
     out, err = sample("--prompt", "a\n b", *OPTIONS)
-    expected = generate(*loaded, ["a\n b"], SAMPLING)[0]
+    expected = continuations(loaded, ["a\n b"], SAMPLING)[0]
     assert out == "a\n b" + expected.text
     assert "loading runs/x" in err and "tokens/s, ended by: length" in err
 
 
 def test_the_last_line_is_json(sample, loaded):
     out, _ = sample("--prompt", "a\n b", "--json", *OPTIONS)
-    expected = generate(*loaded, ["a\n b"], SAMPLING)[0]
+    expected = continuations(loaded, ["a\n b"], SAMPLING)[0]
     text, line = out[: -len(out.splitlines()[-1]) - 1], out.splitlines()[-1]
     assert text == "a\n b" + expected.text + "\n"
     report = json.loads(line)
@@ -58,7 +60,7 @@ def test_the_last_line_is_json(sample, loaded):
 
 def test_several_samples_are_set_apart(sample, loaded):
     out, _ = sample("--prompt", "ab", "--prompt=--c", "--num", "2", *OPTIONS)
-    results = generate(*loaded, ["ab", "--c"], Sampling(**{**vars(SAMPLING), "num": 2}))
+    results = continuations(loaded, ["ab", "--c"], Sampling(**{**vars(SAMPLING), "num": 2}))
     parts = [
         f"=== prompt {i // 2 + 1} of 2, sample {i % 2 + 1} of 2 ===\n{one.prompt}{one.text}\n"
         for i, one in enumerate(results)
@@ -82,14 +84,14 @@ def test_text_is_utf8_whatever_the_locale(monkeypatch, loaded):
 
 
 def test_an_empty_prompt_shows_only_its_continuation(sample, loaded):
-    assert sample(*OPTIONS)[0] == generate(*loaded, [""], SAMPLING)[0].text
+    assert sample(*OPTIONS)[0] == continuations(loaded, [""], SAMPLING)[0].text
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the run is missing"),
-        (["--prompt", "x"], "the run is missing"),
+        ([], "the model is missing"),
+        (["--prompt", "x"], "the model is missing"),
         (["r", "--promt", "x"], "did you mean --prompt"),
         (["r", "--top-k", "many"], "--top-k is 'many'; expected a whole number"),
         (["r", "--temperature", "-1"], "temperature is -1.0; expected"),
@@ -126,11 +128,13 @@ def test_help_lists_the_options(capsys):
 
 def test_a_reader_that_leaves_is_no_error():
     code = """
+from research.model.config import ModelConfig
 from research.sample import command
+from research.sample.models import Loaded
 def run(*_):
     for _ in range(100): command._write("x" * 10000)
 command._run = run
-print(command.sample_command(lambda run: (None, None, None), ["r"]), file=__import__("sys").stderr)
+print(command.sample_command(lambda run: Loaded({}, ModelConfig(), None), ["r"]), file=__import__("sys").stderr)
 """
     root = Path(__file__).resolve().parents[2]
     child = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -19,17 +19,21 @@ VALUES = st.fixed_dictionaries(
         "top_p": st.one_of(st.just(1.0), FRACTION),
         "min_p": st.one_of(st.just(0.0), FRACTION),
         "repetition_penalty": st.floats(0.5, 2, width=32),
+        "presence_penalty": st.floats(-2, 2, width=16),
+        "frequency_penalty": st.floats(-2, 2, width=16),
     }
 )
 filtered = jax.jit(F.filtered)
 
 
-def reference(logits, seen, temperature, top_k, top_p, min_p, repetition_penalty):
+def reference(logits, seen, counts, allowed, *, temperature, top_k, top_p, min_p, repetition_penalty, **penalties):
     """One row's `(filtered logits, distance to the nearest decision that rounding could turn)`, the usual way: by sorting."""
     x = logits.astype(np.float64)
-    x = np.where(seen, np.where(x > 0, x / repetition_penalty, x * repetition_penalty), x) / temperature
+    x = np.where(seen, np.where(x > 0, x / repetition_penalty, x * repetition_penalty), x)
+    x -= penalties["presence_penalty"] * (counts > 0) + penalties["frequency_penalty"] * counts
+    x = np.where(allowed, x, -np.inf) / temperature
     ordered = np.sort(x)
-    gaps = np.diff(ordered)
+    gaps = np.diff(ordered[np.isfinite(ordered)])
     doubt = min([1.0, *gaps[gaps > 0]])
     x = np.where(x < ordered[-min(top_k, V)], -np.inf, x)
     probabilities = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
@@ -51,9 +55,10 @@ def reference(logits, seen, temperature, top_k, top_p, min_p, repetition_penalty
 def test_filters_equal_their_definitions(seed, values):
     draw = np.random.default_rng(seed)
     logits = draw.integers(-24, 24, (B, V)).astype(np.float32) / 4  # with ties
-    seen = draw.random((B, V)) < 0.5
-    ours = np.asarray(filtered(logits, F.make(**values), seen))
-    rows = [reference(logits[row], seen[row], **values) for row in range(B)]
+    seen, counts, allowed = draw.random((B, V)) < 0.5, draw.integers(0, 4, (B, V)), draw.random((B, V)) < 0.9
+    allowed[:, 0] = True
+    ours = np.asarray(filtered(logits, F.make(**values), F.Past(seen, counts, allowed)))
+    rows = [reference(logits[row], seen[row], counts[row], allowed[row], **values) for row in range(B)]
     for mine, (theirs, doubt) in zip(ours, rows, strict=True):
         if doubt > 1e-5:
             np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(theirs))
@@ -61,17 +66,20 @@ def test_filters_equal_their_definitions(seed, values):
     hypothesis.assume(any(doubt > 1e-5 for _, doubt in rows))  # too many of the others are an error
 
 
-NEUTRAL = {"temperature": 1.0, "top_k": V, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-ACTIVE = {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.5}
+NEUTRAL = {"temperature": 1.0, "top_k": V, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0,
+           "presence_penalty": 0.0, "frequency_penalty": 0.0}  # fmt: skip
+ACTIVE = {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.5,
+          "presence_penalty": 0.7, "frequency_penalty": 0.4}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_filter_alone_equals_it_among_neutral_ones(name):
     logits = jax.random.normal(jax.random.key(0), (B, V)) * 3
     seen = jax.random.bernoulli(jax.random.key(1), 0.5, (B, V))
-    alone = F.filtered(logits, F.make(**{name: ACTIVE[name]}), seen)
-    among = F.filtered(logits, F.make(**{**NEUTRAL, name: ACTIVE[name]}), seen)
-    neutral = F.filtered(logits, F.make(**NEUTRAL), seen)
+    past = F.Past(seen, 3 * seen.astype(int))
+    alone = F.filtered(logits, F.make(**{name: ACTIVE[name]}), past)
+    among = F.filtered(logits, F.make(**{**NEUTRAL, name: ACTIVE[name]}), past)
+    neutral = F.filtered(logits, F.make(**NEUTRAL), past)
     np.testing.assert_array_equal(alone, among)
     assert not np.array_equal(alone, neutral)
     np.testing.assert_allclose(neutral, logits - jnp.max(logits, axis=1, keepdims=True), rtol=1e-6)
@@ -114,9 +122,11 @@ def test_the_kth_largest_is_found_exactly(x, k):
 
 
 def test_nothing_is_sorted():
-    filters = F.make(temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
-    keys, seen = jax.random.split(jax.random.key(0), B), jnp.zeros((B, V), bool)
-    program = jax.jit(F.sample).lower(jnp.zeros((B, V)), filters, keys, seen).as_text()
+    filters, seen = F.make(**ACTIVE), jnp.zeros((B, V), bool)
+    past = F.Past(seen, seen.astype(int), seen)
+    program = (
+        jax.jit(F.sample).lower(jnp.zeros((B, V)), filters, jax.random.split(jax.random.key(0), B), past).as_text()
+    )
     assert "stablehlo.sort" not in program and "chlo.top_k" not in program
 
 

@@ -1,7 +1,6 @@
 """Generation against the uncached forward, and what a row may depend on."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from research.core.errors import UserError
-from research.data import tokenizer as T
-from research.data.encoding import char_description
 from research.model import transformer
 from research.model.config import ModelConfig, RopeConfig
 from research.sample import decode as D
-from research.sample.generate import Sampling, generate, padded_length, prompt_ids
+from research.sample.engine import continuations
+from research.sample.models import Loaded
+from research.sample.options import Sampling
 
 BASE = ModelConfig(vocab_size=257, context=20, width=32, layers=1, heads=4, mlp_width=48, tied=False)
 PROMPTS = ["def f(x):", "a", "import numpy"]
@@ -75,7 +74,7 @@ def until_separator(tokens: list[int]) -> list[int]:
 def test_greedy_is_the_argmax_of_the_uncached_forward(name, tokenizer, tiny):
     config = dataclasses.replace(BASE, **ARCHITECTURES[name])
     params = tiny.params(config)
-    results = generate(params, config, tokenizer, PROMPTS, Sampling(max_tokens=TOKENS, temperature=0))
+    results = continuations(Loaded(params, config, tokenizer), PROMPTS, Sampling(max_tokens=TOKENS, temperature=0))
     expected = [until_separator(uncached_greedy(params, config, p.encode(), TOKENS)) for p in PROMPTS]
     assert [list(one.tokens) for one in results] == expected
     assert len({t for tokens in expected for t in tokens}) >= 10, (
@@ -92,7 +91,7 @@ def base(tiny):
 
 def test_the_penalty_counts_prompt_and_output(base, tokenizer):
     sampling = Sampling(max_tokens=16, temperature=0, repetition_penalty=1.8)
-    result = generate(base, BASE, tokenizer, PROMPTS[2:], sampling)[0]
+    result = continuations(Loaded(base, BASE, tokenizer), PROMPTS[2:], sampling)[0]
     assert list(result.tokens) == until_separator(uncached_greedy(base, BASE, PROMPTS[2].encode(), 16, 1.8))
     assert list(result.tokens) != until_separator(uncached_greedy(base, BASE, PROMPTS[2].encode(), 16))
 
@@ -101,25 +100,25 @@ DRAWN = Sampling(max_tokens=20, temperature=0.9, top_p=0.95, num=2, seed=7)
 
 
 def test_a_prompt_continues_the_same_alone_and_in_any_batch(base, tokenizer):
-    together = generate(base, BASE, tokenizer, PROMPTS, DRAWN)
-    alone = [one for prompt in PROMPTS for one in generate(base, BASE, tokenizer, [prompt], DRAWN)]
+    together = continuations(Loaded(base, BASE, tokenizer), PROMPTS, DRAWN)
+    alone = [one for prompt in PROMPTS for one in continuations(Loaded(base, BASE, tokenizer), [prompt], DRAWN)]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
     assert len({one.tokens for one in together}) == 6
-    again = generate(base, BASE, tokenizer, [PROMPTS[0]] * 2, dataclasses.replace(DRAWN, num=1))
+    again = continuations(Loaded(base, BASE, tokenizer), [PROMPTS[0]] * 2, dataclasses.replace(DRAWN, num=1))
     assert [one.tokens for one in again] == [one.tokens for one in together[:2]]
-    other = generate(base, BASE, tokenizer, PROMPTS[:1], dataclasses.replace(DRAWN, seed=8))
+    other = continuations(Loaded(base, BASE, tokenizer), PROMPTS[:1], dataclasses.replace(DRAWN, seed=8))
     assert {one.tokens for one in other}.isdisjoint({one.tokens for one in together})
 
 
 def test_a_token_does_not_depend_on_how_many_follow(base, tokenizer):
-    short = generate(base, BASE, tokenizer, PROMPTS[:1], dataclasses.replace(DRAWN, max_tokens=5))
-    long = generate(base, BASE, tokenizer, PROMPTS[:1], dataclasses.replace(DRAWN, max_tokens=20))
+    short = continuations(Loaded(base, BASE, tokenizer), PROMPTS[:1], dataclasses.replace(DRAWN, max_tokens=5))
+    long = continuations(Loaded(base, BASE, tokenizer), PROMPTS[:1], dataclasses.replace(DRAWN, max_tokens=20))
     assert [one.tokens for one in short] == [one.tokens[:5] for one in long]
 
 
 def test_every_token_of_every_row_draws_anew(base, tokenizer):
     flat = dataclasses.replace(DRAWN, temperature=1e6)  # only the random keys decide
-    results = generate(base, BASE, tokenizer, PROMPTS, flat)
+    results = continuations(Loaded(base, BASE, tokenizer), PROMPTS, flat)
     assert all(len(set(one.tokens)) > 0.8 * len(one.tokens) for one in results)
     assert len({one.tokens[0] for one in results}) > 3
 
@@ -130,14 +129,14 @@ def test_streamed_text_joins_to_the_text(base, tokenizer):
     def on_text(row, text):
         streamed[row] = streamed.get(row, "") + text
 
-    results = generate(base, BASE, tokenizer, PROMPTS, DRAWN, on_text)
+    results = continuations(Loaded(base, BASE, tokenizer), PROMPTS, DRAWN, on_text)
     assert [streamed.get(row, "") for row in range(6)] == [one.text for one in results]
 
 
 def test_a_stop_string_ends_only_its_own_row(base, tokenizer):
-    plain = generate(base, BASE, tokenizer, PROMPTS, DRAWN)
+    plain = continuations(Loaded(base, BASE, tokenizer), PROMPTS, DRAWN)
     stop = next(t[3:5] for t in (one.text for one in plain) if len(t) >= 5 and "\ufffd" not in t[3:5])
-    results = generate(base, BASE, tokenizer, PROMPTS, dataclasses.replace(DRAWN, stop=(stop,)))
+    results = continuations(Loaded(base, BASE, tokenizer), PROMPTS, dataclasses.replace(DRAWN, stop=(stop,)))
     for before, after in zip(plain, results, strict=True):
         assert after.text == before.text.split(stop)[0]
         assert after.finish_reason == ("stop" if stop in before.text else before.finish_reason)
@@ -145,10 +144,10 @@ def test_a_stop_string_ends_only_its_own_row(base, tokenizer):
 
 
 def test_later_calls_compile_nothing(base, tokenizer):
-    generate(base, BASE, tokenizer, ["abc"], DRAWN)
+    continuations(Loaded(base, BASE, tokenizer), ["abc"], DRAWN)
     programs = D.prefill._cache_size(), D.decode._cache_size()
     again = dataclasses.replace(DRAWN, max_tokens=31, top_p=0.5, temperature=0.3, seed=2)
-    generate(base, BASE, tokenizer, ["a longer one"], again)
+    continuations(Loaded(base, BASE, tokenizer), ["a longer one"], again)
     assert (D.prefill._cache_size(), D.decode._cache_size()) == programs
 
 
@@ -159,39 +158,28 @@ def test_learned_positions_end_a_row_and_no_other(tokenizer, tiny):
     params = tiny.params(LEARNED)
     prompts = ["p" * 24, "q" * 9, "r"]
     sampling = Sampling(max_tokens=16, seed=3)
-    results = generate(params, LEARNED, tokenizer, prompts, sampling)
+    results = continuations(Loaded(params, LEARNED, tokenizer), prompts, sampling)
     assert [(len(one.tokens), one.finish_reason) for one in results] == [(1, "context"), (16, "length"), (16, "length")]
-    assert results[1].tokens == generate(params, LEARNED, tokenizer, prompts[1:2], sampling)[0].tokens
-    with pytest.raises(UserError, match="25 tokens, the model 24 learned positions"):
-        generate(params, LEARNED, tokenizer, ["p" * 25], sampling)
+    assert results[1].tokens == continuations(Loaded(params, LEARNED, tokenizer), prompts[1:2], sampling)[0].tokens
+    with pytest.raises(UserError, match="25 tokens, but the model's context is 24"):
+        continuations(Loaded(params, LEARNED, tokenizer), ["p" * 25], sampling)
 
 
 def test_no_tokens_and_no_prompts(base, tokenizer):
     seen = []
     sampling = Sampling(max_tokens=0, num=2)
-    results = generate(base, BASE, tokenizer, ["abc"], sampling, lambda *text: seen.append(text))
+    results = continuations(Loaded(base, BASE, tokenizer), ["abc"], sampling, lambda *text: seen.append(text))
     assert [(one.text, one.tokens, one.finish_reason) for one in results] == [("", (), "length")] * 2
-    assert seen == [] and generate(base, BASE, tokenizer, [], Sampling()) == []
+    assert seen == [] and continuations(Loaded(base, BASE, tokenizer), [], Sampling()) == []
 
 
-def test_an_empty_prompt_starts_from_the_separator_or_a_line_end(tokenizer):
-    assert prompt_ids(tokenizer, "").tolist() == [256]
-    assert prompt_ids(characters("ab\n"), "").tolist() == [0]
-    with pytest.raises(UserError, match="nothing to start from"):
-        prompt_ids(characters("ab"), "")
-
-
-def characters(alphabet: str) -> T.Tokenizer:
-    return T.parse(json.dumps(char_description(alphabet)), "test")
-
-
-def test_ids_that_the_tokeniser_lacks_are_never_drawn(base, tiny):
+def test_ids_that_the_tokeniser_lacks_are_never_drawn(base, tiny, characters):
     sampling = Sampling(max_tokens=30, repetition_penalty=1.1)
-    result = generate(base, BASE, characters("abcd"), ["a"], sampling)[0]
+    result = continuations(Loaded(base, BASE, characters("abcd")), ["a"], sampling)[0]
     assert set(result.tokens) == {0, 1, 2, 3}
     with pytest.raises(UserError, match="5 ids, the model 4"):
         small = dataclasses.replace(BASE, vocab_size=4)
-        generate(tiny.params(small), small, characters("abcde"), ["a"], Sampling())
+        continuations(Loaded(tiny.params(small), small, characters("abcde")), ["a"], Sampling())
 
 
 def test_parameters_are_cast_once_and_only_what_the_model_casts(tiny):
@@ -210,22 +198,3 @@ def test_layers_keep_their_order_when_they_are_unstacked(tiny):
     assert len(model.params["decoder"]["0"]) == 5
     ours, stacked = forward(model.params, tokens, model.config), forward(params, tokens, config)
     np.testing.assert_allclose(ours, stacked, rtol=1e-4, atol=1e-5)
-
-
-def test_prompts_are_padded_to_few_lengths():
-    lengths = {padded_length(n, BASE) for n in range(1, 200)}
-    assert lengths == {16, 32, 64, 128, 256}
-    assert all(padded_length(n, BASE) >= n for n in range(1, 200))
-    assert padded_length(20, LEARNED) == 24
-
-
-BAD = {
-    "max_tokens": -1, "temperature": float("nan"), "top_k": 0, "top_p": 0.0, "min_p": 1.5, "repetition_penalty": 0.0,
-    "num": 0, "seed": -1, "stop": ("",),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_value_out_of_range_is_named(name):
-    with pytest.raises(UserError, match=f"{name} is .*expected"):
-        Sampling(**{name: BAD[name]})

@@ -1,0 +1,364 @@
+"""Models in and out in Hugging Face's format: a folder of config.json, safetensors and a tokeniser, on this machine or on the hub.
+
+`load` reads slices of the files straight into the arrays of the devices that want them; `save` writes what transformers loads. The families say
+which stored tensor is which leaf (families/weights.py), data/tensors.py what a safetensors file holds. Only safetensors are read, never a pickle.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from research import families
+from research.core import params as P
+from research.core import sharding
+from research.core.errors import UserError
+from research.data import tensor_reader as reader
+from research.data import tensor_writer as writer
+from research.data import tensors as T
+from research.data import tokenizer as tokenizers
+from research.data.files import write_atomically
+from research.data.tokenizer import Tokenizer
+from research.families.family import Family
+from research.families.weights import Part, Stored, bindings, cut
+from research.model import transformer
+from research.model.config import ModelConfig
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.bpe",
+    "*.tiktoken",
+    "*.jinja",
+)  # what is fetched from the hub
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+MOST_JSON = 1 << 26
+TOKENS = ("bos_token", "eos_token", "pad_token")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model from a folder. `tokenizer` is None where the folder holds none."""
+
+    config: ModelConfig
+    params: P.Tree
+    tokenizer: Tokenizer | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A folder whose weights have been matched with what its config declares, none of them read."""
+
+    folder: Path
+    family: Family
+    config: ModelConfig
+    stored: tuple[tuple[Stored, T.Entry], ...]
+
+    def specs(self) -> P.Tree:
+        return transformer.specs(self.config)
+
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The stored dtype of every leaf, the widest of its parts."""
+        out: dict[str, np.dtype] = {}
+        for stored, entry in self.stored:
+            for part in stored.parts:
+                out[part.path] = np.dtype(jnp.promote_types(entry.dtype, out.get(part.path, entry.dtype)))
+        return out
+
+
+def load(
+    where: str | Path, *, dtype: str | None = None, mesh: Mesh | None = None, revision: str | None = None
+) -> Pretrained:
+    """The model in a folder, or on the hub under an id such as `openai-community/gpt2`.
+
+    `dtype` None keeps each tensor's own; otherwise one of float32, bfloat16, float16, float64. With a `mesh` every leaf is spread over it by
+    the rules table, each host reading its own part of the files. Host memory stays within the parameters in the dtype asked for and a few
+    megabytes a thread on one device, and within one leaf beside the devices' own otherwise.
+
+    Raises UserError for a folder that is no such model, an architecture or feature that is not here, missing, extra or misshapen tensors
+    (all of them), damaged files, and a hub that cannot be reached.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    source = open_source(where, revision)
+    return Pretrained(source.config, read(source, dtype, mesh), tokenizer_of(source.folder))
+
+
+def open_source(where: str | Path, revision: str | None = None) -> Source:
+    """What `load` would read. Raises as `load` does, before any weight is read."""
+    folder = locate(where, revision)
+    values = read_json(folder, CONFIG)
+    if "identity" in values and "schema" in values:
+        raise UserError(
+            f"{folder} is a run directory: open it with research.load_run, or convert it with `research convert {folder} DST --to hf`"
+        )
+    family = families.of_hf(values)
+    config = family.config_from_hf(values)
+    return Source(folder, family, config, match(family, config, T.open_folder(folder)))
+
+
+def locate(where: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or that of a hub id in the hub's cache, fetched first. Raises UserError for what is neither, and offline."""
+    path, name = Path(where).expanduser(), str(where)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{name} is a file; give the folder that holds it beside its config.json")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+        raise UserError(f"{name}: there is no such folder, and it is no id of the hub such as openai-community/gpt2")
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        raise UserError(
+            f"{name}: there is no such folder here and no such model on the hub ({_first_line(error)})"
+        ) from None
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: there is no such folder, and the hub cannot be reached ({_first_line(error)}). On a machine with a network: "
+            f"`hf download {name} --local-dir DIR`; then give DIR here"
+        ) from None
+    except Exception as error:  # the hub's own transport has errors of its own, all of them a hub that was not reached
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+            raise
+        raise UserError(
+            f"{name}: there is no such folder, and the hub cannot be reached ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a folder. Raises UserError where it is missing, too large, or none."""
+    file = folder / name
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(MOST_JSON + 1)
+    except OSError as error:
+        raise UserError(
+            f"{folder} has no {name} that can be read ({error.strerror or error}); give the folder of a model"
+        ) from None
+    try:
+        values = json.loads(content.decode("utf-8")) if len(content) <= MOST_JSON else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is not a JSON object of at most {MOST_JSON >> 20} MiB; fetch it again")
+    return values
+
+
+def match(family: Family, config: ModelConfig, tensors: T.Tensors) -> tuple[tuple[Stored, T.Entry], ...]:
+    """Every tensor that the model needs with its place in the files. Raises UserError listing all that are missing, extra or misshapen."""
+    entries = tensors.entries
+    bare = not any(name.startswith(family.prefix) for name in entries)
+    wanted = {
+        stored.name.removeprefix(family.prefix) if bare else stored.name: stored
+        for stored in bindings(config, family.weights)
+    }
+    head = {row.name for row in family.weights if row.leaves == ("unembed/kernel",)} if config.tied else set()
+    extra = sorted(
+        name for name in entries.keys() - wanted.keys() - head if not any(re.fullmatch(p, name) for p in family.ignored)
+    )
+    missing = sorted(wanted.keys() - entries.keys())
+    misshapen = [
+        f"{name} is {_shape(entries[name].shape)}, expected {_shape(stored.shape)}"
+        for name, stored in wanted.items()
+        if name in entries and entries[name].shape != stored.shape
+    ]
+    if missing or extra or misshapen:
+        parts = [
+            f"{len(x)} {word}: {'; '.join(x)}"
+            for word, x in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+            if x
+        ]
+        raise UserError(
+            f"{tensors.folder}: the tensors are not those of its config.json ({family.name}). {'. '.join(parts)}"
+        )
+    return tuple((stored, entries[name]) for name, stored in wanted.items())
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def read(source: Source, dtype: str | None = None, mesh: Mesh | None = None) -> P.Tree:
+    """The parameters, on the first device or spread over a mesh."""
+    specs = P.flatten(source.specs())
+    whole = SingleDeviceSharding(jax.local_devices()[0])
+    where = dict.fromkeys(specs, whole) if mesh is None else P.flatten(sharding.shardings(source.specs(), mesh))
+    kept = source.dtypes()
+    parts: dict[str, list[tuple[Part, T.Entry]]] = {}
+    for stored, entry in source.stored:
+        for part in stored.parts:
+            parts.setdefault(part.path, []).append((part, entry))
+    leaves = [
+        _Leaf(path, p.shape, kept[path] if dtype is None else np.dtype(jnp.dtype(dtype)), where[path], parts[path])
+        for path, p in specs.items()
+    ]
+    host = (
+        jax.default_backend() == "cpu"
+    )  # its arrays are the buffers themselves; elsewhere one leaf at a time passes through
+    out: dict[str, jax.Array] = {}
+    for group in [leaves] if host else [[leaf] for leaf in leaves]:
+        buffers = [leaf.buffers() for leaf in group]
+        reader.read_all(job for leaf, own in zip(group, buffers, strict=True) for job in leaf.jobs(own))
+        for leaf, own in zip(group, buffers, strict=True):
+            out[leaf.path] = leaf.array(own)
+            own.clear()
+        if not host:
+            jax.block_until_ready([out[leaf.path] for leaf in group])
+    return P.unflatten(out)
+
+
+Index = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """One leaf to be read: what it is, where it goes, and the stored tensors that hold its parts."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: Sharding
+    parts: list[tuple[Part, T.Entry]]
+
+    def _indices(self) -> dict[Any, Index]:
+        """The part of the leaf that each device of this host holds."""
+        found = self.sharding.addressable_devices_indices_map(self.shape)
+        return {
+            device: tuple(s.indices(n)[:2] for s, n in zip(index or (), self.shape, strict=True))
+            for device, index in found.items()
+        }
+
+    def buffers(self) -> dict[Index, np.ndarray]:
+        """Memory for each different part."""
+        return {i: reader.allocate(tuple(b - a for a, b in i), self.dtype) for i in set(self._indices().values())}
+
+    def jobs(self, buffers: dict[Index, np.ndarray]) -> Iterator[reader.Job]:
+        """What fills the buffers."""
+        for index, buffer in buffers.items():
+            for part, entry in self.parts:
+                n = len(part.index)
+                if all(a <= i < b for i, (a, b) in zip(part.index, index, strict=False)):
+                    slices, shape = cut(part, tuple(slice(a, b) for a, b in index[n:]), self.shape[n:])
+                    out = buffer[tuple(i - a for i, (a, _) in zip(part.index, index, strict=False))].reshape(shape)
+                    yield reader.Job(entry, out, part.view, slices, part.order)
+
+    def array(self, buffers: dict[Index, np.ndarray]) -> jax.Array:
+        """The leaf made of its filled buffers."""
+        pieces = [reader.adopt(buffers[index], device) for device, index in self._indices().items()]
+        if len(pieces) == 1:
+            return pieces[0]
+        return jax.make_array_from_single_device_arrays(self.shape, self.sharding, pieces)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokeniser of a model's folder, which stops where the model's own generation settings say; None where there is none."""
+    tokenizer = tokenizers.load_optional(folder)
+    if tokenizer is None:
+        return None
+    for name in (GENERATION, CONFIG):
+        stops = read_json(folder, name).get("eos_token_id") if (folder / name).is_file() else None
+        ids = [stops] if isinstance(stops, int) else stops if isinstance(stops, list) else []
+        ids = [i for i in ids if isinstance(i, int) and 0 <= i < tokenizer.vocab_size]
+        if ids:
+            return tokenizer.with_stop_ids(ids)
+    return tokenizer
+
+
+def save(
+    params: P.Tree, config: ModelConfig, tokenizer: Tokenizer | None, directory: str | Path, *, dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:  # fmt: skip
+    """Writes what Hugging Face transformers loads unchanged, in the format of the config's family, and returns the folder.
+
+    `dtype` None keeps each leaf's own, so that `load` gives back the same bits. Nothing under a final name is ever half written. Raises UserError
+    for a directory that already holds something else, parameters that are not those of the config, and a model that no family's format can hold.
+    """
+    directory = Path(directory).expanduser()
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    family = families.of_config(config)
+    values = family.config_to_hf(config)
+    stored = bindings(config, family.weights)
+    leaves = _checked(params, config)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already holds something; give a new folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    kinds = {str(np.dtype(leaf.dtype) if dtype is None else jnp.dtype(dtype)) for leaf in leaves.values()}
+    name = kinds.pop() if len(kinds) == 1 else "float32"
+    ids = token_ids(tokenizer)
+    writer.save(directory, {s.name: _tensor(s, leaves, dtype) for s in stored}, {"format": "pt"}, max_shard_bytes)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+        write_atomically(directory / GENERATION, _pretty(ids))
+    write_atomically(directory / CONFIG, _pretty({**values, **ids, "dtype": name, "torch_dtype": name}))
+    return directory
+
+
+def _pretty(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids of special tokens as config.json and generation_config.json name them."""
+    if tokenizer is None:
+        return {}
+    special = tokenizer.special_tokens
+    found = {f"{name}_id": tokenizer.token_id(special[name]) for name in TOKENS if name in special}
+    stops = list(tokenizer.stop_ids)
+    found["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _checked(params: P.Tree, config: ModelConfig) -> dict[str, jax.Array]:
+    """The leaves by path. Raises UserError listing those that are not as the config declares them."""
+    declared, leaves = P.flatten(transformer.specs(config)), P.flatten(params)
+    wrong = [f"{path} is missing" for path in declared.keys() - leaves.keys()]
+    wrong += [f"{path} is extra" for path in leaves.keys() - declared.keys()]
+    wrong += [
+        f"{path} is {_shape(leaves[path].shape)}, expected {_shape(p.shape)}"
+        for path, p in declared.items()
+        if path in leaves and leaves[path].shape != p.shape
+    ]
+    if wrong:
+        raise UserError(f"the parameters are not those of the config: {'; '.join(sorted(wrong))}")
+    return leaves
+
+
+def _tensor(
+    stored: Stored, leaves: Mapping[str, jax.Array], dtype: str | None
+) -> tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]:
+    """What the writer wants of one stored tensor: its dtype, its shape, and how to make it, once, when its turn comes."""
+    first = leaves[stored.parts[0].path]
+    kind = np.dtype(first.dtype if dtype is None else jnp.dtype(dtype))
+
+    def make() -> np.ndarray:
+        out = np.empty(stored.shape, kind)
+        for part in stored.parts:
+            own = np.asarray(jax.device_get(leaves[part.path][part.index])).reshape(part.shape)
+            out.reshape(part.view)[part.slices] = own.transpose(np.argsort(part.order))
+        return out
+
+    return kind, stored.shape, make
+
+
+def sizes(source: Source) -> int:
+    """The bytes that the weights take on disk."""
+    return sum(os.stat(file).st_size for file in {entry.file for _, entry in source.stored})

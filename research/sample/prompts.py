@@ -1,0 +1,113 @@
+"""Prompts at the door: texts or ids become a checked, padded batch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from research.core import rng
+from research.core.errors import UserError
+from research.data.tokenizer import Tokenizer
+from research.model.config import ModelConfig
+from research.sample import decode as D
+from research.sample.options import Sampling
+from research.sample.rows import Reason
+
+SHORTEST = 16  # prompts are padded to this many tokens, or to a power of two above
+
+Prompt = str | Sequence[int] | np.ndarray
+
+
+def is_one(prompts: Any) -> bool:
+    """Whether this is one prompt, a text or its ids, and not several."""
+    if isinstance(prompts, str):
+        return True
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 1 and prompts.dtype != object and not np.issubdtype(prompts.dtype, np.str_)
+    return len(prompts) > 0 and all(isinstance(one, (int, np.integer)) for one in prompts)
+
+
+def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, config: ModelConfig) -> np.ndarray:
+    """The ids that a prompt starts from, (P,) int32 with P from 1 to `config.context`. Raises UserError where there are none.
+
+    A text gets what its tokeniser puts before prompts. If that leaves nothing, it starts from the separator of documents,
+    or from a line end where there is none.
+    """
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise UserError("the model has no tokeniser, so it takes no text; give the prompt as token ids")
+        ids = _text_ids(tokenizer, prompt)
+    else:
+        ids = _given_ids(prompt, vocabulary(tokenizer, config))
+    if len(ids) > config.context:
+        raise UserError(
+            f"the prompt has {len(ids)} tokens, but the model's context is {config.context}; "
+            f"leave out at least {len(ids) - config.context} of them, or take a model of a longer context"
+        )
+    return ids.astype(np.int32)
+
+
+def _text_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    ids = tokenizer.encode_prompt(prompt)
+    if len(ids) == 0:
+        try:
+            ids = tokenizer.encode("\n") if tokenizer.eot is None else [tokenizer.eot]
+        except UserError:
+            ids = []
+    if len(ids) == 0:
+        raise UserError(f"the prompt {prompt!r} has no tokens, and the tokeniser nothing to start from; give a prompt")
+    return np.asarray(ids)
+
+
+def _given_ids(prompt: Any, vocab: int) -> np.ndarray:
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:
+        ids = np.zeros((0, 0))
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise UserError(f"the prompt {prompt!r} is neither text nor a list of token ids")
+    if ids.size == 0:
+        raise UserError("a prompt of token ids is empty; give at least one id to start from")
+    wrong = ids[(ids < 0) | (ids >= vocab)]
+    if wrong.size:
+        raise UserError(f"the prompt holds the token id {wrong[0]}; ids are 0 to {vocab - 1}")
+    return ids
+
+
+def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> int:
+    """How many ids can be drawn. Raises UserError where the tokeniser has more than the model."""
+    if tokenizer is None:
+        return config.V
+    if tokenizer.vocab_size > config.V:
+        ids = f"the tokeniser has {tokenizer.vocab_size} ids, the model {config.V}"
+        raise UserError(f"{ids}; give the tokeniser that it was trained with")
+    return tokenizer.vocab_size
+
+
+def limit(ids: np.ndarray, config: ModelConfig, sampling: Sampling) -> tuple[int, Reason]:
+    """How many tokens may follow a prompt, and what ends them there."""
+    room = config.context - len(ids) + 1  # the last token drawn needs no position
+    if config.positions == "learned" and room < sampling.max_tokens:
+        return room, "context"
+    return sampling.max_tokens, "length"
+
+
+def padded_length(longest: int, config: ModelConfig) -> int:
+    """The length that a batch of prompts is padded to: 16, 32, 64, ... but no more than the context."""
+    return min(max(SHORTEST, 1 << (longest - 1).bit_length()), config.context)
+
+
+def batch(prompts: Sequence[Prompt], encoded: list[np.ndarray], config: ModelConfig, num: int) -> D.Prompts:
+    """The prompts as arrays. One that was given before numbers its samples on from there."""
+    names = [one if isinstance(one, str) else f"ids {ids.tolist()}" for one, ids in zip(prompts, encoded, strict=True)]
+    before, first = Counter[str](), []
+    for name in names:
+        first.append(before[name])
+        before[name] += num
+    length = padded_length(max(map(len, encoded), default=1), config)
+    tokens = [np.pad(ids, (0, length - len(ids))) for ids in encoded]
+    return D.Prompts(
+        np.array(tokens, np.int32), np.array([len(one) for one in encoded], np.int32),
+        np.array([rng.name_to_int(name) for name in names], np.uint32), np.array(first, np.int32),
+    )  # fmt: skip

@@ -1,0 +1,386 @@
+"""Speculative decoding: the target's tokens when greedy, its distribution when sampling, whatever proposes."""
+
+import dataclasses
+import json
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from research.core import rng
+from research.core.errors import UserError
+from research.data import tokenizer as T
+from research.data.encoding import char_description
+from research.model import cache as kv
+from research.model import transformer
+from research.model.config import ModelConfig
+from research.sample import decode as D
+from research.sample import filters as F
+from research.sample import speculate as S
+from research.sample.options import Sampling
+
+BASE = ModelConfig(vocab_size=19, context=24, width=16, layers=2, heads=4, mlp_width=24, tied=False)
+PROMPTS = [[3, 7, 1, 2, 3, 7], [5], [*range(16)]]  # the last as long as what prompts are padded to
+LENGTH, WANTED, C = 16, 32, 3
+GREEDY = F.make()
+
+forward = jax.jit(transformer.forward, static_argnames="config")
+
+
+def batch(prompts: list[list[int]], length: int = LENGTH) -> D.Prompts:
+    ids = np.array([rng.name_to_int(str(prompt)) for prompt in prompts], np.uint32)
+    tokens = np.array([prompt + [0] * (length - len(prompt)) for prompt in prompts], np.int32)
+    return D.Prompts(tokens, np.array([len(p) for p in prompts], np.int32), ids, np.zeros(len(prompts), np.int32))
+
+
+def run(model, prompts, wanted, filters=GREEDY, seed=0, **options):
+    """`(all tokens of every row, what each round brought)`, asking as the engine does: what each row still takes, after each round."""
+    out = [[] for _ in range(len(prompts) * options.get("num", 1))]
+    wanted = [wanted] * len(out) if isinstance(wanted, int) else wanted
+
+    def left():
+        return [most - len(row) for most, row in zip(wanted, out, strict=True)]
+
+    rounds = []
+    options = {"vocab": model.config.V, "draft_tokens": C, **options}
+    for tokens in S.chunks(model, batch(prompts), seed, filters, left, **options):
+        rounds.append([len(new) for new in tokens])
+        for row, new in zip(out, tokens, strict=True):
+            row += new
+    return out, rounds
+
+
+def plain_greedy(model: D.Model, prompts, count: int) -> list[list[int]]:
+    """The argmax of the whole-sequence forward, token after token."""
+    length = min(LENGTH + count, model.config.context) if model.config.positions == "learned" else LENGTH + count
+    rows = [list(prompt) for prompt in prompts]
+    for _ in range(count):
+        padded = jnp.array([(row + [0] * length)[:length] for row in rows])
+        best = np.asarray(jnp.argmax(forward(model.params, padded, model.config), axis=-1))
+        for b, row in enumerate(rows):
+            if len(row) <= length:
+                row.append(int(best[b, len(row) - 1]))
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def near(model: D.Model, amount: float) -> D.Model:
+    """The model with noise on its parameters: a draft that is right now and then."""
+    draw = np.random.default_rng(5)
+    return dataclasses.replace(
+        model, params=jax.tree.map(lambda x: x + amount * draw.normal(size=x.shape).astype(x.dtype), model.params)
+    )
+
+
+ARCHITECTURES = {
+    "rotary, grouped-query, window inside the ring": {"kv_heads": 2, "patterns": ("sliding", "full"), "window": 5},
+    "alibi, strided, and a window longer than the text": {
+        "positions": "alibi",
+        "patterns": ("strided", "sliding"),
+        "window": 50,
+        "stride": 3,
+        "residual": "parallel",
+    },
+    "learned": {"positions": "learned", "context": LENGTH + WANTED, "norm": "layer"},
+}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def target(request, tiny) -> D.Model:
+    config = dataclasses.replace(BASE, **ARCHITECTURES[request.param])
+    return D.prepare(tiny.params(config), config)
+
+
+@pytest.mark.parametrize("proposer", ["draft", "look-up"])
+def test_greedy_is_the_plain_greedy_token_for_token(target, proposer):
+    options = {"draft": near(target, 0.03)} if proposer == "draft" else {"lookup": 3}
+    expected = plain_greedy(target, PROMPTS, WANTED)
+    tally = S.Tally()
+    tokens, rounds = run(target, PROMPTS, WANTED, num=2, tally=tally, **options)
+    assert tokens == [row for row in expected for _ in range(2)]
+    assert len({t for row in expected for t in row}) >= 6, "too few different tokens to mean anything"
+    assert 0.1 < tally.rate < 0.98 and sum(tally.accepted) > WANTED, "both outcomes should occur, and often"
+    assert len(rounds) < WANTED and max(map(max, rounds)) == C + 1
+
+
+@pytest.fixture(scope="module")
+def model(tiny) -> D.Model:
+    config = dataclasses.replace(BASE, **ARCHITECTURES["rotary, grouped-query, window inside the ring"])
+    return D.prepare(tiny.params(config), config)
+
+
+DRAWN = F.make(temperature=0.8, top_k=12, min_p=0.01)
+
+
+def test_a_draft_that_is_the_target_is_always_accepted(model):
+    for filters in (GREEDY, DRAWN):
+        tally = S.Tally()
+        tokens, rounds = run(model, PROMPTS, 1 + 5 * (C + 1), filters, draft=model, tally=tally)
+        assert rounds == [[1] * 3] + [[C + 1] * 3] * 5  # what was proposed, and a token more each time
+        assert tally.rate == 1 and tally.proposed == tally.accepted == [5 * C] * 3
+        assert {len(row) for row in tokens} == {1 + 5 * (C + 1)}
+
+
+def test_temperature_zero_draws_nothing_at_random(model):
+    tokens, _ = run(model, PROMPTS, WANTED, F.make(temperature=0.0), draft=near(model, 0.03))
+    assert tokens == plain_greedy(model, PROMPTS, WANTED)
+
+
+@pytest.mark.parametrize("proposer", ["draft", "look-up"])
+def test_a_row_depends_on_itself_alone(model, proposer):
+    """Not on the other rows, nor on how many tokens follow, nor on rows that end before it."""
+    options = {"draft": near(model, 0.1)} if proposer == "draft" else {"lookup": 3}
+    together, _ = run(model, PROMPTS, WANTED, DRAWN, seed=3, num=2, **options)
+    assert len({tuple(row) for row in together}) == 6
+    wanted = [2, 32, 0, 1, 7, 20]
+    shorter, rounds = run(model, PROMPTS, wanted, DRAWN, seed=3, num=2, **options)
+    assert shorter == [row[:n] for row, n in zip(together, wanted, strict=True)]
+    assert np.array(rounds).sum(0).tolist() == wanted
+    alone, _ = run(model, PROMPTS[1:2], WANTED, DRAWN, seed=3, num=2, **options)
+    assert alone == together[2:4]
+
+
+def test_a_row_that_ends_early_gets_nothing_more(model):
+    """A stop string ends a row between two rounds: `left` says 0 from then on."""
+    asked = []
+
+    def left():
+        asked.append(1)
+        return [20 if len(asked) < 3 else 0, 20]
+
+    rounds = list(S.chunks(model, batch(PROMPTS[:2]), 0, GREEDY, left, vocab=19, draft=model, draft_tokens=C))
+    assert [[len(row) for row in tokens] for tokens in rounds] == [[1, 1], [4, 4], [0, 4], [0, 4], [0, 4], [0, 3]]
+    assert [t for tokens in rounds for t in tokens[1]] == plain_greedy(model, PROMPTS[1:2], 20)[0]
+
+
+def test_no_tokens_are_no_work(model):
+    assert run(model, PROMPTS, 0, lookup=2) == ([[]] * 3, [])
+
+
+def test_later_calls_compile_nothing(model):
+    run(model, PROMPTS, 20, DRAWN, lookup=2)
+    programs = S.start._cache_size(), S.advance._cache_size()
+    run(model, PROMPTS[::-1], [30, 3, 9], F.make(temperature=2.0, top_k=3, min_p=0.2), seed=9, lookup=2)
+    assert (S.start._cache_size(), S.advance._cache_size()) == programs
+
+
+@pytest.mark.parametrize("draft_context", [48, 20, 10])
+def test_learned_positions_end_the_proposals_not_the_row(tiny, draft_context):
+    """The target's context is filled to the end. A draft with fewer positions stops early, or never starts (a prompt of 16)."""
+    config = dataclasses.replace(BASE, positions="learned", context=23)
+    model = D.prepare(tiny.params(config), config)
+    draft_config = dataclasses.replace(model.config, context=draft_context)
+    table = jnp.resize(model.params["embed"]["positions"], (draft_context, config.width))
+    draft = D.Model({**model.params, "embed": {**model.params["embed"], "positions": table}}, draft_config)
+    room = [24 - len(prompt) for prompt in PROMPTS]
+    tally = S.Tally()
+    tokens, rounds = run(model, PROMPTS, room, draft=draft, tally=tally)
+    assert tokens == plain_greedy(model, PROMPTS, 23)
+    assert tally.rate == 1 and tally.accepted[2] == {48: 5, 20: 3, 10: 0}[draft_context]
+    assert rounds[-1] == [0, 1, 0] or draft_context == 48
+
+
+# The chance that a right sampler fails: p-values are uniform, so 1e-3 for a seed drawn at random, and none for the seed that stands
+# here once it has passed. The wrong rules below come out under 1e-9.
+RIGHT, WRONG = 1e-3, 1e-9
+SMALL = {"vocab_size": 4, "context": 16, "width": 16, "layers": 1, "heads": 2, "mlp_width": 24}
+ROWS = 8192
+CHI_PROMPT = [1, 2, 0, 1, 3, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny) -> tuple[D.Model, D.Model]:
+    config, other = ModelConfig(**SMALL), ModelConfig(**{**SMALL, "width": 8, "positions": "alibi"})
+    return D.prepare(tiny.params(config), config), D.prepare(tiny.params(other, seed=4), other)
+
+
+def exact(model: D.Model, filters: F.Filters, count: int) -> np.ndarray:
+    """The probability of every continuation of `count` tokens, from the whole-sequence forward."""
+    V = model.config.V
+    whole = jnp.array([CHI_PROMPT + list(tail) for tail in product(range(V), repeat=count)])
+    logits = forward(model.params, whole, model.config)[:, len(CHI_PROMPT) - 1 : -1]
+    p = jnp.stack([jax.nn.softmax(F.filtered(logits[:, i], filters)) for i in range(count)], axis=1)
+    tails = whole[:, len(CHI_PROMPT) :, None]
+    return np.asarray(jnp.prod(jnp.take_along_axis(p, tails, axis=2)[..., 0], axis=1), np.float64)
+
+
+def p_value(model: D.Model, filters: F.Filters, **options) -> float:
+    """Of a chi-square test of the first four tokens: one drawn plainly, two of a round's proposals, and the one after them.
+
+    Continuations that are expected less than 5 times count as one, and one of probability 0 must not occur.
+    """
+    tokens, _ = run(model, [CHI_PROMPT], 4, filters, seed=11, num=ROWS, draft_tokens=2, **options)
+    V, expected = model.config.V, ROWS * exact(model, filters, 4)
+    seen = np.bincount(np.array(tokens) @ V ** np.arange(3, -1, -1), minlength=V**4)
+    if seen[expected == 0].any():
+        return 0.0
+    rare = expected < 5
+    seen, expected = (np.append(x[~rare], x[rare].sum()) for x in (seen, expected))
+    assert len(expected) > 50, "too few cells to mean anything"
+    statistic = float(((seen - expected) ** 2 / expected).sum())
+    return float(jax.scipy.stats.chi2.sf(statistic, len(expected) - 1))
+
+
+CASES = {
+    "a draft": (F.make(temperature=1.0), "draft"),
+    "a draft, filtered": (F.make(temperature=1.3, top_k=3, top_p=0.97, min_p=0.02), "draft"),
+    "look-up": (F.make(temperature=1.0), "look-up"),
+}
+
+
+def proposer(pair, kind: str) -> dict:
+    return {"draft": pair[1]} if kind == "draft" else {"lookup": 2}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampling_has_the_distribution_of_the_target(pair, name):
+    filters, kind = CASES[name]
+    tally = S.Tally()
+    assert p_value(pair[0], filters, tally=tally, **proposer(pair, kind)) > RIGHT
+    assert 0.2 < tally.rate < 0.9, "both outcomes should occur, and often"
+
+
+WRONG_RULES = {
+    "what replaces a rejected token is drawn from p": ("residual", lambda p_BV, q_BV: p_BV),
+    "every possible token is accepted": ("_uniform", lambda keys_B, index_BC: jnp.zeros(index_BC.shape)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RULES)
+def test_the_chi_square_test_sees_a_wrong_rule(pair, name, monkeypatch):
+    function, wrong = WRONG_RULES[name]
+    filters, kind = CASES["a draft"]
+    with monkeypatch.context() as patch:
+        patch.setattr(S, function, wrong)
+        S.advance.clear_cache()
+        found = p_value(pair[0], filters, **proposer(pair, kind))
+    S.advance.clear_cache()
+    assert found < WRONG
+
+
+def proposal(tokens, counts, q) -> S.Proposal:
+    return S.Proposal(jnp.array(tokens), jnp.array(counts), jnp.array(q, jnp.float32))
+
+
+def test_the_judge_keeps_replaces_and_adds():
+    one_hot = np.eye(4, dtype=np.float32)
+    p = one_hot[[[0, 1, 2], [0, 1, 2], [3, 1, 2], [0, 1, 2]]]  # the target's own choices, T = 3
+    proposed = [[0, 1], [0, 3], [0, 1], [0, 1]]
+    tokens, new = S.judge(jnp.array(p), proposal(proposed, [2, 2, 2, 1], one_hot[proposed]), None, jnp.zeros(4, int))
+    assert new.tolist() == [3, 2, 1, 2]
+    assert [row[:n] for row, n in zip(tokens.tolist(), new.tolist(), strict=True)] == [[0, 1, 2], [0, 1], [3], [0, 1]]
+
+
+def test_what_replaces_a_rejected_token_is_what_p_has_more():
+    p, q = jnp.array([[0.5, 0.3, 0.2]]), jnp.array([[0.2, 0.7, 0.1]])
+    np.testing.assert_allclose(S.residual(p, q), [[0.3, 0, 0.1]], atol=1e-7)
+    np.testing.assert_array_equal(S.residual(p, p), p)  # rounding could reject a token where the two are equal
+
+
+def looked_up(text: list[int], most: int, count: int) -> list[int]:
+    """The look-up in plain Python."""
+    for n in range(min(most, len(text) - 1), 0, -1):
+        for end in range(len(text) - 1, n - 1, -1):
+            if text[end - n : end] == text[-n:]:
+                return [text[end + i % (len(text) - end)] for i in range(count)]
+    return []
+
+
+look_up = jax.jit(S.look_up, static_argnames=("most", "draft_tokens", "vocab"))
+
+
+@given(texts=st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=11), min_size=3, max_size=3))
+def test_look_up_finds_the_longest_end_at_its_last_place(texts):
+    known = np.array([len(text) for text in texts])
+    tokens = jnp.array([text + [1] * (12 - len(text)) for text in texts])
+    state = S.State(kv.Cache((), jnp.array(known - 1)), None, tokens, jnp.ones(3, int), None)
+    found = look_up(state, jnp.full(3, 4), most=3, draft_tokens=4, vocab=3)
+    rows = [row[:n] for row, n in zip(found.tokens_BC.tolist(), found.counts_B.tolist(), strict=True)]
+    assert rows == [looked_up(text, 3, 4) for text in texts]
+    np.testing.assert_array_equal(found.q_BCV, np.eye(3)[np.asarray(found.tokens_BC)])
+
+
+TOTAL = 18
+SHAPES = {
+    "a ring": {"window": 4},
+    "a window that leaves no room for a chunk beside it": {"window": TOTAL - 1},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def taken(request, tiny):
+    """A model with every pattern, two sequences, their logits without a cache, and a step with one."""
+    patterns = {"patterns": ("sliding", "full", "strided"), "layers": 3, "stride": 3, "kv_heads": 2}
+    config = tiny.config(**{**patterns, "context": TOTAL, **SHAPES[request.param]})
+    params, tokens = tiny.params(config), np.asarray(tiny.tokens(config, 2, TOTAL))
+    step = jax.jit(lambda inputs, cache: transformer.apply(params, inputs, config, cache=cache))
+    return config, tokens, np.asarray(forward(params, jnp.asarray(tokens), config)), step
+
+
+take_back = jax.jit(S.take_back)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_decoding_with_tokens_taken_back_equals_the_whole(data, taken):
+    """Chunks of right tokens and then wrong ones, of which all that are wrong and some that are right are taken back."""
+    config, tokens, expected, step = taken
+    cache, done = kv.init(config, 2, TOTAL, jnp.float32, draft=C), np.zeros(2, int)
+    while (done < TOTAL).any():
+        width = data.draw(st.sampled_from([1, C + 1]))
+        given_B, right_B, kept_B = np.array([data.draw(counts(min(width, TOTAL - n))) for n in done]).T
+        chunk = np.full((2, width), 12)
+        for b in range(2):
+            chunk[b, : right_B[b]] = tokens[b, done[b] : done[b] + right_B[b]]
+        out = step({"tokens": jnp.asarray(chunk), "lengths": jnp.asarray(given_B)}, cache)
+        for b, n in enumerate(right_B):
+            np.testing.assert_allclose(out.outputs[b, :n], expected[b, done[b] : done[b] + n], rtol=1e-4, atol=1e-4)
+        done = done + kept_B
+        cache = take_back(out.cache, jnp.asarray(done))
+        np.testing.assert_array_equal(cache.lengths_B, done)
+
+
+@st.composite
+def counts(draw, most: int) -> tuple[int, int, int]:
+    """How many tokens are given, how many of them are right, and how many are kept; at least one where one is left."""
+    least = min(most, 1)
+    n = draw(st.integers(least, most))
+    right = draw(st.integers(least, n))
+    return n, right, draw(st.integers(least, right))
+
+
+def test_what_is_refused(model):
+    left = lambda: [1]  # noqa: E731
+    one = batch(PROMPTS[:1])
+    for options in ({}, {"draft": model, "lookup": 2}):
+        with pytest.raises(UserError, match="a draft model or prompt look-up"):
+            S.chunks(model, one, 0, GREEDY, left, vocab=19, **options)
+    with pytest.raises(UserError, match="draft_tokens is 0"):
+        S.chunks(model, one, 0, GREEDY, left, vocab=19, lookup=2, draft_tokens=0)
+    with pytest.raises(UserError, match="lookup is 65"):
+        S.chunks(model, one, 0, GREEDY, left, vocab=19, lookup=65)
+    with pytest.raises(UserError, match="not repetition_penalty"):
+        S.chunks(model, one, 0, F.make(repetition_penalty=1.1), left, vocab=19, lookup=2)
+    with pytest.raises(UserError, match="has 19 ids, the tokeniser 20"):
+        S.chunks(model, one, 0, GREEDY, left, vocab=20, draft=model)
+    S.check_sampling(Sampling(temperature=0.5, top_k=3))
+    for name, value in {"regex": "a+", "json_schema": "{}", "logprobs": 0, "beams": 2}.items():
+        with pytest.raises(UserError, match=f"^{name} goes token by token"):
+            S.check_sampling(Sampling(**{name: value}))
+
+
+def test_tokenisers_of_draft_and_target_are_the_same(tokenizer):
+    def characters(alphabet: str) -> T.Tokenizer:
+        return T.parse(json.dumps(char_description(alphabet)), "test")
+
+    S.check_tokenizers(tokenizer, tokenizer)
+    spaced = T.parse(json.dumps(char_description("abc"), indent=1), "test")
+    assert spaced.fingerprint != characters("abc").fingerprint
+    S.check_tokenizers(characters("abc"), spaced)
+    with pytest.raises(UserError, match="has 3 ids, the model's 257"):
+        S.check_tokenizers(tokenizer, characters("abc"))
+    with pytest.raises(UserError, match="token 1 is b'x' to the draft model, b'b' to the model"):
+        S.check_tokenizers(characters("abz"), characters("axz"))
