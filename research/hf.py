@@ -25,7 +25,7 @@ from research.data import tensor_reader as reader
 from research.data import tensor_writer as writer
 from research.data import tensors as T
 from research.data import tokenizer as tokenizers
-from research.data.files import write_atomically
+from research.data.files import new_folder, write_atomically
 from research.data.tokenizer import Tokenizer
 from research.families.family import Family
 from research.families.weights import Part, Stored, bindings, cut
@@ -288,7 +288,7 @@ def save(
 ) -> Path:  # fmt: skip
     """Writes what Hugging Face transformers loads unchanged, in the format of the config's family, and returns the folder.
 
-    `dtype` None keeps each leaf's own, so that `load` gives back the same bits. Nothing under a final name is ever half written. Raises UserError
+    `dtype` None keeps each leaf's own, so that `load` gives back the same bits. The folder appears whole or not at all. Raises UserError
     for a directory that already holds something else, parameters that are not those of the config, and a model that no family's format can hold.
     """
     directory = Path(directory).expanduser()
@@ -298,17 +298,15 @@ def save(
     values = family.config_to_hf(config)
     stored = bindings(config, family.weights)
     leaves = _checked(params, config)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} already holds something; give a new folder")
-    directory.mkdir(parents=True, exist_ok=True)
     kinds = {str(np.dtype(leaf.dtype) if dtype is None else jnp.dtype(dtype)) for leaf in leaves.values()}
     name = kinds.pop() if len(kinds) == 1 else "float32"
     ids = token_ids(tokenizer)
-    writer.save(directory, {s.name: _tensor(s, leaves, dtype) for s in stored}, {"format": "pt"}, max_shard_bytes)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
-        write_atomically(directory / GENERATION, _pretty(ids))
-    write_atomically(directory / CONFIG, _pretty({**values, **ids, "dtype": name, "torch_dtype": name}))
+    with new_folder(directory) as fresh:
+        writer.save(fresh, {s.name: _tensor(s, leaves, dtype) for s in stored}, {"format": "pt"}, max_shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(fresh)
+            write_atomically(fresh / GENERATION, _pretty(ids))
+        write_atomically(fresh / CONFIG, _pretty({**values, **ids, "dtype": name, "torch_dtype": name}))
     return directory
 
 

@@ -1,8 +1,10 @@
-"""Reading text files strictly, and writing small files whole or not at all."""
+"""Reading text files strictly, and writing files and folders whole or not at all."""
 
 import contextlib
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from research.core.errors import UserError
@@ -64,3 +66,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields a fresh folder beside `folder` to fill; it takes the name once the block has ended well, and is removed otherwise.
+
+    Raises UserError where something is there already (an empty folder is replaced), and where it cannot be written.
+    """
+    folder = folder.absolute()
+    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} already holds something; give a new folder")
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        try:
+            fresh.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        yield fresh
+        try:
+            os.replace(fresh, folder)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

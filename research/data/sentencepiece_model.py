@@ -77,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
         size = processor.vocab_size()
         if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
             raise UserError(f"{where}: {name!r} is no name of a model file in a folder, such as tokenizer.model.")
-        vocab_size = 1 + max(size - 1, *_added(processor, settings).values())
+        vocab_size = 1 + max([size - 1, *_added(processor, settings).values()])
         if eot is not None and not (type(eot) is int and 0 <= eot < vocab_size):
             raise UserError(f"{where}: the separator {eot!r} is not among its {vocab_size} ids.")
         result = cls(KIND, vocab_size, eot, content, name, model, processor, settings=settings)

@@ -73,18 +73,20 @@ class Fields:
 
 
 def decoder(
-    f: Fields, *, theta: float = 10000.0, kv_heads: int | None = None, head_size: int | None = None, tied: bool = False
-) -> dict[str, Any]:
-    """What Llama and those after it have in common, as keywords of a ModelConfig. Keywords are the family's own defaults.
+    f: Fields, *, context: int = 2048, theta: float = 10000.0, kv_heads: int | None = None, head_size: int | None = None,
+    eps: float = 1e-6, tied: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What Llama and those after it have in common, as keywords of a ModelConfig. Keywords are the family's own defaults, for fields that its
+    config.json leaves out.
 
     `kv_heads` and `head_size` None: as many as heads, and width / heads.
     """
     heads = f.int("num_attention_heads")
     return {
-        "vocab_size": f.int("vocab_size"), "context": f.int("max_position_embeddings", 2048), "width": f.int("hidden_size"),
+        "vocab_size": f.int("vocab_size"), "context": f.int("max_position_embeddings", context), "width": f.int("hidden_size"),
         "layers": f.int("num_hidden_layers"), "heads": heads, "kv_heads": f.int("num_key_value_heads", kv_heads or heads),
         "head_size": f.int("head_dim", head_size or _head_size(f, heads)), "mlp_width": f.int("intermediate_size"),
-        "norm_eps": f.float("rms_norm_eps", 1e-6), "tied": f.bool("tie_word_embeddings", tied), "rope": rope(f, theta),
+        "norm_eps": f.float("rms_norm_eps", eps), "tied": f.bool("tie_word_embeddings", tied), "rope": rope(f, theta, context),
         "init": "gpt2", "positions": "rotary", "norm": "rms",
     }  # fmt: skip
 
@@ -105,7 +107,7 @@ def decoder_fields(c: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rope(f: Fields, theta: float = 10000.0, fraction: float = 1.0) -> RopeConfig:
+def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float = 1.0) -> RopeConfig:
     """Rotary positions, from transformers 5's `rope_parameters` or the `rope_theta`, `rope_scaling`, `partial_rotary_factor` of 4."""
     scaling = f.values.get("rope_scaling") or f.values.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
@@ -126,7 +128,7 @@ def rope(f: Fields, theta: float = 10000.0, fraction: float = 1.0) -> RopeConfig
             low_frequency_factor=inner.float("low_freq_factor"), high_frequency_factor=inner.float("high_freq_factor"),
         )  # fmt: skip
     if kind in ("yarn", "longrope", "su"):
-        return _extended(inner, base, kind, f.int("max_position_embeddings", 2048))
+        return _extended(inner, base, kind, f.int("max_position_embeddings", context))
     raise Fields({"rope_type": kind}, f.family).wrong("rope_type", "one of default, linear, llama3, yarn, longrope")
 
 

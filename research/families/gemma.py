@@ -15,7 +15,7 @@ def kwargs_from_hf(f: Fields, **defaults: Any) -> dict[str, Any]:
     """What the three generations have in common."""
     f.only(use_bidirectional_attention=False)
     bias = llama.ATTENTION_BIAS if f.bool("attention_bias", False) else ()
-    return {**decoder(f, head_size=256, tied=True, **defaults), **CHOICES, "bias": bias}
+    return {**decoder(f, head_size=256, tied=True, **{"context": 8192, **defaults}), **CHOICES, "bias": bias}
 
 
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:

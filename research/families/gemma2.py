@@ -40,7 +40,7 @@ def _whole(x: float) -> int | float:
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' Gemma2Config, whose soft caps are 50 and 30 where the fields are absent."""
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    return ModelConfig(**kwargs_from_hf(Fields({**caps, **values}, "gemma2"), 2))
+    return ModelConfig(**kwargs_from_hf(Fields({**caps, **values}, "gemma2"), 2, kv_heads=4))
 
 
 WEIGHTS = (*llama.EMBEDDING, *llama.ATTENTION, *llama.MLP, *llama.SANDWICH)

@@ -14,7 +14,7 @@ ROPE = RopeConfig(fraction=0.5, layout="interleaved")
 
 
 def _kwargs(f: Fields) -> dict[str, Any]:
-    kwargs = decoder(f, kv_heads=2, head_size=128)
+    kwargs = decoder(f, context=131_072, kv_heads=2, head_size=128, eps=1.5625e-07)
     turned = RopeConfig(**{**rope(f, fraction=0.5).__dict__, "layout": "interleaved"})
     bias = BIAS if f.bool("attention_bias", True) else ()
     return {**kwargs, "rope": turned, "activation": f.choice("hidden_act", GATED, "silu"), "bias": bias}

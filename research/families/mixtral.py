@@ -17,7 +17,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     sliding = {"patterns": ("sliding",), "window": f.int("sliding_window")} if f.has("sliding_window") else {}
     experts = "num_local_experts" if f.has("num_local_experts") else "num_experts"
     moe = MoEConfig(experts=f.int(experts, 8), top_k=f.int("num_experts_per_tok", 2))
-    kwargs = decoder(f, theta=1e6, kv_heads=8)
+    kwargs = decoder(f, context=131_072, theta=1e6, kv_heads=8, eps=1e-5)
     return ModelConfig(
         **kwargs, activation=f.choice("hidden_act", GATED, "silu"), feed_forward=("moe",), moe=moe, **sliding
     )

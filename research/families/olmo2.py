@@ -17,7 +17,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' Olmo2Config."""
     f = Fields(values, "olmo2")
     bias = llama.ATTENTION_BIAS if f.bool("attention_bias", False) else ()
-    kwargs = {**decoder(f), "norm_eps": f.float("rms_norm_eps", 1e-5), **CHOICES}
+    kwargs = {**decoder(f, eps=1e-5), **CHOICES}
     return ModelConfig(**kwargs, activation=f.choice("hidden_act", GATED, "silu"), bias=bias)
 
 

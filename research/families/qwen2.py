@@ -35,7 +35,7 @@ def sliding_fields(c: ModelConfig) -> dict[str, Any]:
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' Qwen2Config."""
     f = Fields(values, "qwen2")
-    kwargs = decoder(f, kv_heads=32)
+    kwargs = decoder(f, context=32768, kv_heads=32)
     return ModelConfig(
         **kwargs, activation=f.choice("hidden_act", GATED, "silu"), bias=BIAS, **sliding(f, kwargs["layers"])
     )

@@ -12,7 +12,7 @@ from research.model.config import ModelConfig, RopeConfig
 
 def kwargs_from_hf(f: Fields, **defaults: Any) -> dict[str, Any]:
     """What the dense and the sparse models have in common."""
-    kwargs = decoder(f, **defaults)
+    kwargs = decoder(f, context=32768, **defaults)
     bias = llama.ATTENTION_BIAS if f.bool("attention_bias", False) else ()
     return {
         **kwargs,

@@ -7,7 +7,11 @@ import hashlib
 
 import numpy as np
 
-B, T, NEW = 2, 21, 64  # rows and tokens of the prompt whose logits are compared, and how many are then generated greedily
+B, T, NEW = (
+    2,
+    21,
+    64,
+)  # rows and tokens of the prompt whose logits are compared, and how many are then generated greedily
 
 BASE = {
     "vocab_size": 67, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
@@ -18,7 +22,12 @@ NEOX = {**BASE, "vocab_size": 71, "hidden_act": "gelu"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
-LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.25], "long_factor": [1.5, 2.5, 4.0]}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.25],
+    "long_factor": [1.5, 2.5, 4.0],
+}
 
 
 def theta(base: float, **more) -> dict:
@@ -152,3 +161,9 @@ def weights(name: str, shape: tuple[int, ...], centre: float = 1.0) -> np.ndarra
     else:
         x = x * (1.4 / np.sqrt(min(shape)))
     return x.astype(np.float32)
+
+
+def tensors(case: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """All stored tensors of a case."""
+    centre = 0.0 if "gemma" in CASES[case]["model_type"] else 1.0
+    return {name: weights(name, tuple(shape), centre) for name, shape in shapes.items()}
