@@ -23,22 +23,36 @@ def train(argv: Sequence[str]) -> int:
 
 
 def sample(argv: Sequence[str]) -> int:
-    """RUN --prompt TEXT: continue a text with a run's model"""
+    """MODEL --prompt TEXT: continue a text with a run's model, or one in Hugging Face's layout"""
     from research.sample.command import sample_command
-    from research.train.run import load_run
+    from research.train.run import open_model
 
-    return sample_command(load_run, argv)
+    return sample_command(open_model, argv)
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """RUN [--hash]: a run's config, parameters and result, without loading weights unless hashing them"""
+    """MODEL [--hash]: config and parameters of a run, a folder, a hub id or a preset, without loading weights unless hashing them"""
     from research.train import inspection
 
     return inspection.main(argv)
 
 
+def convert(argv: Sequence[str]) -> int:
+    """SRC DST [--to hf|run] [--dtype NAME]: a run as a folder in Hugging Face's layout, or the reverse"""
+    from research.train import convert
+
+    return convert.main(argv)
+
+
+def families(argv: Sequence[str]) -> int:
+    """[NAME]: the families of models, their presets and exact sizes"""
+    from research.families import listing
+
+    return listing.main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
-    """train|data: measure a claim, beside a peer or a physical limit in the same run"""
+    """train|data|sample: measure a claim, beside a peer or a physical limit in the same run"""
     from research.bench import command
 
     return command.main(argv)
@@ -48,6 +62,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sample": sample,
     "inspect": inspect,
+    "convert": convert,
+    "families": families,
     "bench": bench,
 }
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,14 @@ def open_source(where: str | Path, revision: str | None = None) -> Source:
     return Source(folder, family, config, match(family, config, T.open_folder(folder)))
 
 
-def locate(where: str | Path, revision: str | None = None) -> Path:
-    """The folder itself, or that of a hub id in the hub's cache, fetched first. Raises UserError for what is neither, and offline."""
+def read_config(where: str | Path, revision: str | None = None) -> ModelConfig:
+    """The config of a model by its folder or hub id; of the hub nothing else is fetched. Raises UserError as `load` does."""
+    values = read_json(locate(where, revision, (CONFIG,)), CONFIG)
+    return families.of_hf(values).config_from_hf(values)
+
+
+def locate(where: str | Path, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """The folder itself, or that of a hub id in the hub's cache, its `files` fetched first. Raises UserError for what is neither, and offline."""
     path, name = Path(where).expanduser(), str(where)
     if path.is_dir():
         return path
@@ -121,7 +127,7 @@ def locate(where: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"{name}: there is no such folder here and no such model on the hub ({_first_line(error)})"

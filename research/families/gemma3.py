@@ -31,7 +31,9 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' Gemma3TextConfig."""
     f = Fields(_flat(values), "gemma3_text")
-    kwargs = gemma2.kwargs_from_hf(f, f.int("sliding_window_pattern", 6), context=131_072, theta=GLOBAL_BASE, kv_heads=4)
+    kwargs = gemma2.kwargs_from_hf(
+        f, f.int("sliding_window_pattern", 6), context=131_072, theta=GLOBAL_BASE, kv_heads=4
+    )
     rope = RopeConfig(**{**kwargs["rope"].__dict__, "sliding_base": f.float("rope_local_base_freq", LOCAL_BASE)})
     return ModelConfig(**{**kwargs, "rope": rope, "qk_norm": "head"})
 

@@ -15,7 +15,9 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     f.only(layer_types=None)
     window = values.get("sliding_window", 4096)
     sliding = {} if window is None else {"patterns": ("sliding",), "window": f.int("sliding_window", 4096)}
-    return ModelConfig(**decoder(f, context=131_072, kv_heads=8), activation=f.choice("hidden_act", GATED, "silu"), **sliding)
+    return ModelConfig(
+        **decoder(f, context=131_072, kv_heads=8), activation=f.choice("hidden_act", GATED, "silu"), **sliding
+    )
 
 
 def config_to_hf(c: ModelConfig) -> dict[str, Any]:

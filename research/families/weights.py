@@ -185,7 +185,9 @@ class _Dim:
     def view(self, number: int, sizes: list[dict[str, int]]) -> Iterator[tuple[str, int, int, int]]:
         """`(letters, size, start, length)` of each dimension that this one is viewed as, for one leaf."""
         lengths, own = self.lengths(sizes), sizes[number]
-        for a in (a if a in own else "K" for a in self.lead):  # what is concatenated in each head has as many heads of each kind
+        for a in (
+            a if a in own else "K" for a in self.lead
+        ):  # what is concatenated in each head has as many heads of each kind
             yield a, own[a], 0, own[a]
         start, whole = (sum(lengths[:number]), sum(lengths)) if self.joined else (0, lengths[number])
         yield self.parts[number], whole, start, lengths[number]

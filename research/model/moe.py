@@ -155,11 +155,11 @@ def _losses(logits_BTE, p_BTE, chosen_BTJE, real_BT) -> dict[str, jax.Array]:
 def _every_expert(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Every expert on every token, weighed by the gates: 0 for most."""
     weights_BTE = jnp.einsum("BTJ,BTJE->BTE", routing.gates_BTJ, routing.chosen_BTJE).astype(x_BTD.dtype)
-    inner = [jnp.einsum("BTD,EDF->BTEF", x_BTD, w_EDF) for w_EDF in (p[name] for name in _inner_names(config))]
-    h_BTEF = sharding.constrain(_activated(inner, config), "batch", "sequence", "experts", "mlp")
-    h_BTEF = h_BTEF * weights_BTE[..., None]
+    each = jax.vmap(dot, in_axes=(None, 0), out_axes=2)
+    h_BTEF = _activated([each(x_BTD, p[name]) for name in _inner_names(config)], config)
+    h_BTEF = sharding.constrain(h_BTEF * weights_BTE[..., None], "batch", "sequence", "experts", "mlp")
     w_EFD = p["out"]
-    return jnp.einsum("BTEF,EFD->BTD", h_BTEF, w_EFD)
+    return dot(h_BTEF, w_EFD, inputs=2)
 
 
 def _queues(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
@@ -170,10 +170,10 @@ def _queues(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     deal_BTEC = jnp.einsum("BTJE,BTJC->BTEC", chosen_BTJE, place_BTJC).astype(dtype)
     collect_BTEC = jnp.einsum("BTJ,BTJE,BTJC->BTEC", gates_BTJ, chosen_BTJE, place_BTJC).astype(dtype)
     x_EBCD = sharding.constrain(jnp.einsum("BTEC,BTD->EBCD", deal_BTEC, x_BTD), "experts", "batch", None, None)
-    inner = [jnp.einsum("EBCD,EDF->EBCF", x_EBCD, w_EDF) for w_EDF in (p[name] for name in _inner_names(config))]
-    h_EBCF = sharding.constrain(_activated(inner, config), "experts", "batch", None, "mlp")
-    w_EFD = p["out"]
-    y_EBCD = sharding.constrain(jnp.einsum("EBCF,EFD->EBCD", h_EBCF, w_EFD), "experts", "batch", None, None)
+    each = jax.vmap(dot)
+    h_EBCF = _activated([each(x_EBCD, p[name]) for name in _inner_names(config)], config)
+    h_EBCF = sharding.constrain(h_EBCF, "experts", "batch", None, "mlp")
+    y_EBCD = sharding.constrain(each(h_EBCF, p["out"]), "experts", "batch", None, None)
     return jnp.einsum("BTEC,EBCD->BTD", collect_BTEC, y_EBCD)
 
 

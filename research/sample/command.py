@@ -18,13 +18,13 @@ import tyro
 from research.core import config as C
 from research.core.errors import UserError
 from research.data.encoding import to_utf8
-from research.sample.decode import CHUNK
 from research.sample.engine import Generation, continuations
 from research.sample.models import Loaded, opened
 from research.sample.options import Sampling
 
 PROG = "research sample"
-USAGE = f"{PROG} MODEL [--prompt TEXT ...] [options]: MODEL is a run directory; {PROG} --help lists the options"
+KINDS = "a run directory, a folder in Hugging Face's layout, or an id of its hub"
+USAGE = f"{PROG} MODEL [--prompt TEXT ...] [options]: MODEL is {KINDS}; {PROG} --help lists the options"
 DESCRIPTION = (
     f"Continues prompts with a model: {PROG} MODEL --prompt TEXT. Write --prompt=TEXT where TEXT begins with --."
 )
@@ -38,6 +38,7 @@ class Arguments:
     """The command line: how to draw, from which prompts, and how to report."""
 
     prompt: tuple[str, ...] = ()  # any number of them; - reads standard input; none: the start of a document
+    draft: str | None = None  # a smaller model, named as MODEL is, that proposes tokens for speculative decoding
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     json: bool = False  # the last line of standard output is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
@@ -47,6 +48,8 @@ class Arguments:
     def __post_init__(self):
         if self.prompt.count("-") > 1:
             raise UserError("--prompt - is given twice, but standard input can be read once")
+        if self.draft is not None:
+            self.sampling.check_draft()
 
 
 def sample_command(load: Load, argv: Sequence[str]) -> int:
@@ -58,8 +61,11 @@ def sample_command(load: Load, argv: Sequence[str]) -> int:
     prompts = [_stdin() if text == "-" else text for text in arguments.prompt or ("",)]
     print(f"loading {name}", file=sys.stderr)
     model = opened(load(name))
+    if arguments.draft is not None:
+        print(f"loading {arguments.draft}", file=sys.stderr)
+    draft = None if arguments.draft is None else opened(load(arguments.draft))
     try:
-        _run(model, prompts, name, arguments)
+        _run(model, draft, prompts, name, arguments)
     except BrokenPipeError:  # the reader has seen enough; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -91,10 +97,12 @@ def _joined(options: list[str]) -> list[str]:
 def report(name: str, prompts: Sequence[str], results: Sequence[Generation]) -> dict[str, Any]:
     """What `--json` prints. `prompt` is the first one; every sample names its own. Times in seconds.
 
-    `logprobs`, `alternatives` (lists of `[id, log-probability]`) and `score` are there where options ask for them.
+    `logprobs`, `alternatives` (lists of `[id, log-probability]`), `score`, and of speculative decoding `proposed`, `accepted`
+    and for all samples together `acceptance_rate` are there where options ask for them.
     """
     fields = ("prompt", "text", "tokens", "prompt_tokens", "finish_reason")
-    extra = ("logprobs", "alternatives", "score")
+    extra = ("logprobs", "alternatives", "score", "proposed", "accepted")
+    rate = acceptance_rate(results)
     samples = [
         {name: getattr(one, name) for name in fields + extra if name in fields or getattr(one, name) is not None}
         for one in results
@@ -106,23 +114,31 @@ def report(name: str, prompts: Sequence[str], results: Sequence[Generation]) -> 
         "tokens": sum(len(one.tokens) for one in results),
         "seconds": max(one.seconds for one in results),
         "tokens_per_second": tokens_per_second(results),
+        **({} if rate is None else {"acceptance_rate": rate}),
     }
 
 
 def tokens_per_second(results: Sequence[Generation]) -> float:
     """Tokens of all samples over their time, without the first chunk, which may compile, unless it is the only one."""
     first, seconds = max(one.first_seconds for one in results), max(one.seconds for one in results)
-    later = sum(max(len(one.tokens) - CHUNK, 0) for one in results)
+    later = sum(len(one.tokens) - one.first_tokens for one in results)
     if later:
         return later / (seconds - first)
     return sum(len(one.tokens) for one in results) / seconds if seconds else 0.0
 
 
-def _run(model: Loaded, prompts: list[str], name: str, arguments: Arguments) -> None:
+def acceptance_rate(results: Sequence[Generation]) -> float | None:
+    """Of speculative decoding: accepted over proposed tokens of all samples, 0 where none was proposed. None without it."""
+    if results[0].proposed is None:
+        return None
+    return sum(one.accepted or 0 for one in results) / max(sum(one.proposed or 0 for one in results), 1)
+
+
+def _run(model: Loaded, draft: Loaded | None, prompts: list[str], name: str, arguments: Arguments) -> None:
     sampling, alone = arguments.sampling, len(prompts) * arguments.sampling.num == 1
     print(f"drawing {len(prompts) * sampling.num} x {sampling.max_tokens} tokens", file=sys.stderr)
     on_text = _stream(prompts[0]) if alone else _progress()
-    results = continuations(model, prompts, sampling, on_text)
+    results = continuations(model, prompts, sampling, on_text, draft)
     if not alone:
         _write_all(results, len(prompts), sampling.num)
     elif not results[0].text:
@@ -130,7 +146,10 @@ def _run(model: Loaded, prompts: list[str], name: str, arguments: Arguments) -> 
     total, reasons = sum(len(one.tokens) for one in results), sorted({one.finish_reason for one in results})
     if alone and (arguments.json or sys.stdout.isatty()):
         _write("\n")
-    print(f"{total} tokens, {tokens_per_second(results):.0f} tokens/s, ended by: {', '.join(reasons)}", file=sys.stderr)
+    rate = acceptance_rate(results)
+    accepted = "" if rate is None else f"{rate:.0%} of the proposed accepted, "
+    speed = f"{tokens_per_second(results):.0f} tokens/s"
+    print(f"{total} tokens, {speed}, {accepted}ended by: {', '.join(reasons)}", file=sys.stderr)
     if arguments.json:
         _write(json.dumps(report(name, prompts, results)) + "\n")
 

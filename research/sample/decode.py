@@ -128,13 +128,13 @@ def prefill(
     each = (out.cache, logits_BV[:, :vocab], seen_BV, norm_B)
     cache, logits_BV, seen_BV, norm_B = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), each)
     return Decoding(
-        cache=kv.constrain(cache), logits_BV=logits_BV, keys_B=_row_keys(seed, prompts, num) if drawn else None,
+        cache=kv.constrain(cache), logits_BV=logits_BV, keys_B=row_keys(seed, prompts, num) if drawn else None,
         seen_BV=seen_BV, count=jnp.zeros((), jnp.int32),
         counts_BV=jnp.zeros((B * num, vocab), jnp.int32) if counted else None, norm_B=norm_B,
     )  # fmt: skip
 
 
-def _row_keys(seed: jax.Array, prompts: Prompts, num: int) -> jax.Array:
+def row_keys(seed: jax.Array, prompts: Prompts, num: int) -> jax.Array:
     """Sample n of a prompt draws from `key(seed, "sample", the prompt's id, n)`, whatever else is in the batch."""
     numbers_B = (prompts.first_B[:, None] + jnp.arange(num)[None]).reshape(-1)
     ids_B = jnp.repeat(prompts.ids_B, num)

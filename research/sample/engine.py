@@ -12,7 +12,7 @@ import numpy as np
 from research.core import sharding
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
-from research.sample import beams, constrain
+from research.sample import beams, constrain, speculate
 from research.sample import decode as D
 from research.sample import filters as F
 from research.sample import prompts as Q
@@ -29,10 +29,11 @@ class Generation:
 
     `finish_reason`: "stop" (a stop string; a stop token, then the last of `tokens`; a constraint that lets nothing
     follow), "length" (`max_tokens`), "context" (no learned position is left), "none" (a beam search found no further
-    sequence). `first_seconds` and `seconds`: from the call until the row's first chunk, and until its last.
+    sequence). `first_seconds` and `seconds`: from the call until the row's first chunk, of `first_tokens`, and until its last.
 
     With `logprobs`: the log-probability of every token under the model's own softmax, before penalties, filters and
     temperature, and the most probable `(id, log-probability)` in its place, best first. `score`: of a beam search.
+    With speculative decoding: how many tokens were `proposed`, and how many of these the model `accepted`.
     """
 
     prompt: str
@@ -40,11 +41,14 @@ class Generation:
     prompt_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
     finish_reason: Reason
+    first_tokens: int
     first_seconds: float
     seconds: float
     logprobs: tuple[float, ...] | None = None
     alternatives: tuple[tuple[tuple[int, float], ...], ...] | None = None
     score: float | None = None
+    proposed: int | None = None
+    accepted: int | None = None
 
 
 def _with_options(function: Callable) -> Callable:
@@ -60,25 +64,32 @@ def _with_options(function: Callable) -> Callable:
 
 @_with_options
 def generate(
-    model: Any, prompt: Q.Prompt | Sequence[Q.Prompt], *, on_text: OnText | None = None, **options: Any
+    model: Any,
+    prompt: Q.Prompt | Sequence[Q.Prompt],
+    *,
+    draft: Any = None,
+    on_text: OnText | None = None,
+    **options: Any,
 ) -> str | list[str]:
     """The text that follows a prompt; for several prompts, or `num` samples, a list of them in order.
 
     `model`: what `research.hf.load` or `research.load_run` gives. A prompt is a text or its token ids. The options are the
-    fields of `research.sample.Sampling`; `on_text(row, text)` gets each text as it grows. Raises UserError as
-    `continuations` does, and for a model without a tokeniser.
+    fields of `research.sample.Sampling`; `draft`, a smaller model, speeds them up; `on_text(row, text)` gets each text as it
+    grows. Raises UserError as `continuations` does, for no prompt, and for a model without a tokeniser.
     """
+    if not isinstance(prompt, str) and len(prompt) == 0:
+        raise UserError("there is no prompt: give a text, token ids, or a list of either")
     one = Q.is_one(prompt)
     how, loaded = sampling_of(options), opened(model)
     if loaded.tokenizer is None:
         raise UserError("the model has no tokeniser, so there is no text; sample.continuations gives token ids")
     prompts: Any = [prompt] if one else prompt
-    texts = [found.text for found in continuations(model, prompts, how, on_text)]
+    texts = [found.text for found in continuations(model, prompts, how, on_text, draft)]
     return texts[0] if one and how.num == 1 else texts
 
 
 def continuations(
-    model: Any, prompts: Sequence[Q.Prompt], sampling: Sampling, on_text: OnText | None = None
+    model: Any, prompts: Sequence[Q.Prompt], sampling: Sampling, on_text: OnText | None = None, draft: Any = None
 ) -> list[Generation]:
     """`sampling.num` continuations of every prompt, in order of prompts; `on_text(row, text)` gets each as it grows.
 
@@ -90,24 +101,29 @@ def continuations(
     starts from what the tokeniser puts before prompts, its separator of documents, or a line end. Ids that the tokeniser
     lacks are never drawn.
 
+    A `draft` model of the same tokeniser, or `sampling.lookup`, makes it speculative decoding: what a greedy continuation is
+    and how a drawn one is distributed stay the same, but other tokens are drawn for a seed.
+
     Rotary, sinusoidal, ALiBi and absent positions may go beyond `config.context`. Learned ones cannot: there the row
     ends with reason "context". Raises UserError for a prompt longer than the context, one that cannot be encoded or holds
-    an unknown id, a tokeniser larger than the model's vocabulary, and a constraint that is none.
+    an unknown id, a tokeniser larger than the model's vocabulary, a constraint that is none, and a draft model that does not
+    go with the model or the options.
     """
     start = time.perf_counter()
     loaded = opened(model)
-    request = _request(model, loaded, prompts, sampling)
-    rows, times = request.rows, [[0.0, 0.0] for _ in request.rows]
+    request = _request(model, loaded, prompts, sampling, draft)
+    rows, firsts, seconds = request.rows, [(0, 0.0)] * len(request.rows), [0.0] * len(request.rows)
     with sharding.use(mesh_of(loaded.params)):
         for pieces in rounds(request):
             now = time.perf_counter() - start
             for b, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
                 if row.reason is None and (piece.tokens or piece.end):
-                    times[b] = [times[b][0] or now, now]
                     text = row.take(piece)
+                    firsts[b] = (len(row.tokens), now) if seconds[b] == 0 else firsts[b]
+                    seconds[b] = now
                     if on_text is not None and text:
                         on_text(b, text)
-    return [_generation(request, b, prompts, times[b]) for b in range(len(rows))]
+    return [_generation(request, b, prompts, *firsts[b], seconds[b]) for b in range(len(rows))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +131,7 @@ class Request:
     """All that a generator of rounds needs: the compiled half's inputs, and the rows, which know how many tokens they take."""
 
     model: D.Model
+    draft: D.Model | None
     tokenizer: Tokenizer | None
     prompts: D.Prompts
     ids: list[np.ndarray]  # of every prompt
@@ -125,19 +142,33 @@ class Request:
     automaton: constrain.Automaton | None  # None: any token may follow
     rows: list[Row]  # `sampling.num` for every prompt
 
+    @property
+    def speculative(self) -> bool:
+        return self.draft is not None or self.sampling.lookup is not None
 
-def _request(model: Any, loaded: Loaded, prompts: Sequence[Q.Prompt], sampling: Sampling) -> Request:
+
+def _request(model: Any, loaded: Loaded, prompts: Sequence[Q.Prompt], sampling: Sampling, draft: Any) -> Request:
     tokenizer, config = loaded.tokenizer, loaded.config
     vocab = Q.vocabulary(tokenizer, config)
     ids = [Q.prompt_ids(tokenizer, prompt, config) for prompt in prompts]
     limits = [Q.limit(one, config, sampling) for one in ids]
     owners = [i for i in range(len(ids)) for _ in range(sampling.num)]
-    automaton = _automaton(tokenizer, vocab, sampling)
+    batch = Q.batch(prompts, ids, config, sampling.num)
     return Request(
-        prepared(model, loaded), tokenizer, Q.batch(prompts, ids, config, sampling.num), ids, vocab, stop_ids(tokenizer),
-        sampling, sampling.filters(), automaton,
+        prepared(model, loaded), _drafting(draft, loaded, vocab, sampling), tokenizer, batch, ids, vocab,
+        stop_ids(tokenizer), sampling, sampling.filters(), _automaton(tokenizer, vocab, sampling),
         [Row(tokenizer, ids[i], *limits[i], sampling.stop) for i in owners],
     )  # fmt: skip
+
+
+def _drafting(draft: Any, target: Loaded, vocab: int, sampling: Sampling) -> D.Model | None:
+    """The draft model as decoding reads it, None where there is none."""
+    if draft is None:
+        return None
+    sampling.check_draft()
+    loaded = opened(draft)
+    speculate.check_draft(target, loaded, vocab)
+    return prepared(draft, loaded)
 
 
 def _automaton(tokenizer: Tokenizer | None, vocab: int, sampling: Sampling) -> constrain.Automaton | None:
@@ -150,14 +181,18 @@ def _automaton(tokenizer: Tokenizer | None, vocab: int, sampling: Sampling) -> c
     return constrain.compile(tokenizer, vocab, regex=regex, json_schema=schema, stop_ids=tokenizer.stop_ids)
 
 
-def _generation(request: Request, b: int, prompts: Sequence[Q.Prompt], times: list[float]) -> Generation:
+def _generation(
+    request: Request, b: int, prompts: Sequence[Q.Prompt], first_tokens: int, first_seconds: float, seconds: float
+) -> Generation:
     row, i = request.rows[b], b // request.sampling.num
     given, ids, wanted = prompts[i], request.ids[i], request.sampling.logprobs
     decode = (lambda _: "") if request.tokenizer is None else request.tokenizer.decode
     return Generation(
-        given if isinstance(given, str) else decode(ids), row.text, tuple(ids.tolist()), tuple(row.tokens), row.reason or "length", *times,
+        given if isinstance(given, str) else decode(ids), row.text, tuple(ids.tolist()), tuple(row.tokens), row.reason or "length",
+        first_tokens, first_seconds, seconds,
         logprobs=None if wanted is None else tuple(row.logprobs),
         alternatives=tuple(row.alternatives) if wanted else None, score=row.score,
+        proposed=row.proposed if request.speculative else None, accepted=row.accepted if request.speculative else None,
     )  # fmt: skip
 
 
@@ -171,7 +206,8 @@ def rounds(request: Request) -> Iterator[list[Piece]]:
         if bool(constrain.finished(request.automaton, places)[0]):
             yield [Piece([], end="stop") for _ in rows]
             return
-    yield from _searched(request) if request.sampling.beams > 1 else _drawn(request)
+    make = _speculated if request.speculative else _searched if request.sampling.beams > 1 else _drawn
+    yield from make(request)
 
 
 def _drawn(request: Request) -> Iterator[list[Piece]]:
@@ -185,6 +221,12 @@ def _drawn(request: Request) -> Iterator[list[Piece]]:
         )  # fmt: skip
         drawn = jax.tree.map(lambda x, steps=steps: np.asarray(x)[:, :steps], drawn)
         yield [_piece(jax.tree.map(lambda x, b=b: x[b], drawn)) for b in range(len(rows))]
+
+
+def _speculated(request: Request) -> Iterator[list[Piece]]:
+    """What a round of speculative decoding brings: up to `draft_tokens` and one more of every row."""
+    left = lambda: [row.left for row in request.rows]  # noqa: E731
+    return speculate.rounds(request.model, request.draft, request.prompts, request.sampling, left, request.vocab)
 
 
 def _searched(request: Request) -> Iterator[list[Piece]]:

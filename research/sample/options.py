@@ -13,6 +13,13 @@ from research.sample import filters as F
 MOST = 1_000_000  # tokens of a sample, and samples of a prompt
 MOST_BEAMS = 1024
 MOST_ALTERNATIVES = 1024
+MOST_DRAFTED = 64  # tokens proposed at once, and tokens that a look-up looks for
+
+# What a round of speculative decoding cannot do, since it judges several tokens at once: options with the values that leave them out.
+TOKEN_BY_TOKEN = {
+    "regex": (None,), "json_schema": (None,), "logprobs": (None,), "beams": (1,),
+    "repetition_penalty": (None, 1), "presence_penalty": (None, 0), "frequency_penalty": (None, 0),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Sampling:
     # once a better one is unlikely; never, once it is impossible
     logprobs: int | None = None  # log-probability of every token, beside those of this many most probable ones
     cache: Literal["auto", "int8"] = "auto"  # how keys and values are stored: as the model computes, or in 8 bits
+    lookup: int | None = None  # speculative decoding without a draft model: proposes what followed the last place where
+    # the end of the text, its longest part of up to so many tokens, stood before
+    draft_tokens: int = 4  # of speculative decoding: how many tokens are proposed at once
 
     def __post_init__(self):
         for name, hint in C.field_types(Sampling):
@@ -65,6 +75,11 @@ class Sampling:
         both = self.regex is not None and self.json_schema is not None
         require(not both, "json_schema", self.json_schema, "nothing beside a regex: give one of the two")
         self._check_beams()
+        for name, value in (("draft_tokens", self.draft_tokens), ("lookup", self.lookup)):
+            small = value is None or 1 <= value <= MOST_DRAFTED
+            require(small, name, value, f"a whole number from 1 to {MOST_DRAFTED}")
+        if self.lookup is not None:
+            self._check_speculative("lookup")
 
     def _check_beams(self) -> None:
         require(1 <= self.beams <= MOST_BEAMS, "beams", self.beams, f"a whole number from 1 to {MOST_BEAMS:,}")
@@ -77,6 +92,16 @@ class Sampling:
         require(self.temperature in (0, 1), "temperature", self.temperature, "1 or 0 with beams: nothing is drawn")
         for name in ("top_k", "top_p", "min_p"):
             require(getattr(self, name) is None, name, getattr(self, name), "None with beams: nothing is drawn")
+
+    def check_draft(self) -> None:
+        """Raises UserError for an option that does not go with a draft model."""
+        require(self.lookup is None, "lookup", self.lookup, "None with a draft model: either of them proposes")
+        self._check_speculative("a draft model")
+
+    def _check_speculative(self, proposer: str) -> None:
+        for name, off in TOKEN_BY_TOKEN.items():
+            value = getattr(self, name)
+            require(value in off, name, value, f"{off[0]} with {proposer}: it goes token by token")
 
     def filters(self) -> F.Filters:
         """The filters that change anything: what is not drawn keeps only penalties, and neutral values are left out."""

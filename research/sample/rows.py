@@ -23,6 +23,8 @@ class Piece:
     alternatives: Sequence[tuple[tuple[int, float], ...]] = ()
     end: Reason | None = None
     score: float | None = None  # of the whole sequence, in a beam search
+    proposed: int = 0  # of speculative decoding: how many tokens the round proposed for this row,
+    accepted: int = 0  # and how many of them the model accepted
 
 
 class Row:
@@ -40,6 +42,7 @@ class Row:
         self.logprobs: list[float] = []
         self.alternatives: list[tuple[tuple[int, float], ...]] = []
         self.score: float | None = None
+        self.proposed = self.accepted = 0
         self.reason: Reason | None = None if limit else at_limit
         self._limit = limit
         self._at_limit: Reason = at_limit
@@ -65,6 +68,8 @@ class Row:
         self.logprobs += piece.logprobs[:taken]
         self.alternatives += piece.alternatives[:taken]
         self.score = piece.score
+        self.proposed += piece.proposed
+        self.accepted += piece.accepted
         return shown
 
     def push(self, tokens: Sequence[int], end: Reason | None = None) -> str:

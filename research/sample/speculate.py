@@ -14,7 +14,6 @@ that no kept one depends on: what was proposed after a rejected token is gone.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +25,12 @@ from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
 from research.model import cache as kv
 from research.model import head, transformer
-from research.model.config import ModelConfig, require
+from research.model.config import ModelConfig
 from research.sample import filters as F
-from research.sample.decode import CHUNK, Model, Prompts, whole
+from research.sample.decode import CHUNK, Model, Prompts, row_keys, whole
+from research.sample.models import Loaded, mesh_of
 from research.sample.options import Sampling
-
-MOST = 64  # tokens proposed at once, and tokens of an end that is looked up
-SUPPORTED = ("temperature", "top_k", "top_p", "min_p")  # filters that need nothing but the logits
-ALONE = {
-    "regex": None,
-    "json_schema": None,
-    "logprobs": None,
-    "beams": 1,
-}  # options that go token by token, and where they are off
+from research.sample.rows import Piece
 
 
 @struct.dataclass
@@ -66,99 +58,49 @@ class Proposal:
     q_BCV: jax.Array
 
 
-@dataclasses.dataclass
-class Tally:
-    """How many tokens were proposed and accepted for each row, counted up round by round on the host."""
-
-    proposed: list[int] = dataclasses.field(default_factory=list)
-    accepted: list[int] = dataclasses.field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        """Accepted over proposed tokens of all rows; 0 where nothing was proposed."""
-        return sum(self.accepted) / max(sum(self.proposed), 1)
-
-    def add(self, proposed: np.ndarray, accepted: np.ndarray) -> None:
-        """Counts one round in."""
-        zeros = [0] * len(proposed)
-        self.proposed = [a + int(b) for a, b in zip(self.proposed or zeros, proposed, strict=True)]
-        self.accepted = [a + int(b) for a, b in zip(self.accepted or zeros, accepted, strict=True)]
-
-
-def chunks(
+def rounds(
     model: Model,
+    draft: Model | None,
     prompts: Prompts,
-    seed: int,
-    filters: F.Filters,
+    sampling: Sampling,
     left: Callable[[], Sequence[int]],
-    *,
     vocab: int,
-    num: int = 1,
-    draft: Model | None = None,
-    lookup: int | None = None,
-    draft_tokens: int = 4,
-    stored: Literal["auto", "int8"] = "auto",
-    tally: Tally | None = None,
-) -> Iterator[list[list[int]]]:
-    """Yields the next tokens of every row, of `num` rows a prompt: one for each at first, then what a round brings.
+) -> Iterator[list[Piece]]:
+    """Yields the next piece of every row, of `sampling.num` rows a prompt, for as long as a row takes tokens.
 
-    `left()` says how many tokens each row still takes, before the first round and after each; no row gets more, and one
-    that takes none gets none again. `draft` proposes, or the text itself by its last `lookup` tokens: exactly one of
-    them. `stored` is how the caches are; `tally` counts proposals. With learned positions, a row's prompt and what it takes must fit the target's
-    context, its very last token aside; a draft with fewer of them stops proposing there. Raises UserError, at
-    once, for neither or both proposers, sizes out of range, and filters that depend on the tokens before.
+    `left()` says how many each row still takes, and no row gets more. `draft` proposes, or without one the text itself, by
+    `sampling.lookup`. With learned positions, a row's prompt and what it takes must fit the target's context, its very last
+    token aside; a draft with fewer of them stops proposing there. A draft model knows at least `vocab` ids (`check_draft`).
     """
-    check(filters, draft, lookup, draft_tokens, vocab)
-    static = {"vocab": vocab, "draft_tokens": draft_tokens}
-    rows = len(prompts.lengths_B) * num
-
-    def run() -> Iterator[list[list[int]]]:
-        left_B = np.asarray(left()).reshape(rows)
-        if not left_B.any():
-            return
-        wanted = -(-int(left_B.max()) // CHUNK) * CHUNK  # few lengths, so that later calls find their programs
-        length = prompts.tokens_BT.shape[1] + wanted + draft_tokens
-        fixed = {"num": num, "length": length, "stored": stored, **static}
-        state, tokens_BT = start(model, draft, prompts, np.uint32(seed), filters, **fixed)
-        counts_B = np.ones(rows, int)
-        while True:
-            counts_B = np.minimum(counts_B, left_B)
-            yield [tokens[:n] for tokens, n in zip(np.asarray(tokens_BT).tolist(), counts_B, strict=True)]
-            left_B = np.minimum(left_B - counts_B, left())
-            if not left_B.any():
-                return
-            state, *news = advance(model, draft, state, filters, left_B > 0, lookup=lookup, **static)
-            tokens_BT, counts_B, proposed_B = jax.device_get(news)
-            if tally is not None:
-                tally.add(proposed_B, np.maximum(counts_B - 1, 0))
-
-    return run()
+    filters = sampling.filters()
+    static = {"vocab": vocab, "draft_tokens": sampling.draft_tokens}
+    wanted = -(-max(left()) // CHUNK) * CHUNK  # few lengths, so that later calls find their programs
+    length = prompts.tokens_BT.shape[1] + wanted + sampling.draft_tokens
+    seed, sizes = np.uint32(sampling.seed), {"num": sampling.num, "length": length, "stored": sampling.cache}
+    state, first_B1 = start(model, draft, prompts, seed, filters, **sizes, **static)
+    held = np.asarray(first_B1).tolist()  # goes out with what the first round adds to it
+    while any(limits := left()):
+        active_B = np.array([limit > len(tokens) for limit, tokens in zip(limits, held, strict=True)])
+        state, *news = advance(model, draft, state, filters, active_B, lookup=sampling.lookup, **static)
+        tokens_BT, new_B, proposed_B = jax.device_get(news)
+        pieces = zip(held, tokens_BT.tolist(), new_B.tolist(), proposed_B.tolist(), limits, strict=True)
+        yield [
+            Piece([*before, *tokens[:new]][:limit], proposed=proposed, accepted=max(new - 1, 0))
+            for before, tokens, new, proposed, limit in pieces
+        ]
+        held = [[] for _ in held]
 
 
-def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError for options of `generate` that have no place in a round. `check` refuses penalties."""
-    refused = [name for name, off in ALONE.items() if getattr(sampling, name) != off]
-    if refused:
-        raise UserError(f"{refused[0]} goes token by token: leave it out, or the draft model and the look-up")
-
-
-def check(filters: F.Filters, draft: Model | None, lookup: int | None, draft_tokens: int, vocab: int) -> None:
-    """Raises UserError for what `chunks` refuses."""
-    if (draft is None) == (lookup is None):
-        raise UserError("speculative decoding needs one that proposes: give a draft model or prompt look-up, not both")
-    require(1 <= draft_tokens <= MOST, "draft_tokens", draft_tokens, f"a whole number from 1 to {MOST}")
-    require(lookup is None or 1 <= lookup <= MOST, "lookup", lookup, f"a whole number from 1 to {MOST}")
-    given = [field.name for field in dataclasses.fields(filters) if getattr(filters, field.name) is not None]
-    refused = [name for name in given if name not in SUPPORTED]
-    if refused:
+def check_draft(target: Loaded, draft: Loaded, vocab: int) -> None:
+    """Raises UserError for a draft model that cannot propose the target's ids 0 to `vocab` - 1, or not where the target is."""
+    if vocab > draft.config.V:
         raise UserError(
-            f"speculative decoding knows {', '.join(SUPPORTED)}, not {', '.join(refused)}: a round judges several tokens "
-            "at once, and that changes from token to token; leave it out, or the draft model and the look-up"
+            f"the draft model has {draft.config.V} ids, the model {vocab}; give a draft trained with its tokeniser"
         )
-    if draft is not None and vocab > draft.config.V:
-        raise UserError(
-            f"the draft model has {draft.config.V} ids, the tokeniser {vocab}; give a draft trained with it"
-        )
+    if target.tokenizer is not None and draft.tokenizer is not None:
+        check_tokenizers(target.tokenizer, draft.tokenizer)
+    if mesh_of(target.params) != mesh_of(draft.params):
+        raise UserError("the draft model is on other devices than the model; load both onto the same mesh")
 
 
 def check_tokenizers(target: Tokenizer, draft: Tokenizer) -> None:
@@ -198,7 +140,7 @@ def start(
     state = State(cache, draft_cache, known_BS, lengths_B.astype(jnp.int32), None)
     state, logits_BV = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), (state, logits_BV))
     if filters.temperature is not None:
-        state = state.replace(keys_B=_row_keys(seed, prompts, num))
+        state = state.replace(keys_B=row_keys(seed, prompts, num))
     token_B = draw(distribution(logits_BV, filters), _fold(state.keys_B, jnp.zeros_like(state.prompt_B), "target"))
     rows_B = jnp.arange(len(token_B))
     state = state.replace(tokens_BS=state.tokens_BS.at[rows_B, state.prompt_B].set(token_B))
@@ -212,13 +154,6 @@ def _prefill(model: Model, tokens_BT, lengths_B, *, length: int, draft_tokens: i
     if model.config.positions == "learned":
         tokens_BT, lengths_B = tokens_BT[:, : model.config.context], jnp.minimum(lengths_B, model.config.context)
     return _next(model, tokens_BT, lengths_B, cache, vocab)
-
-
-def _row_keys(seed, prompts: Prompts, num: int) -> jax.Array:
-    """As when decoding token by token: a sample is known by its prompt and its number, whatever else is in the batch."""
-    numbers_B = (jnp.asarray(prompts.first_B)[:, None] + jnp.arange(num)[None]).reshape(-1)
-    ids_B = jnp.repeat(jnp.asarray(prompts.ids_B), num)
-    return jax.vmap(lambda identity, n: rng.key(seed, "sample", identity, n))(ids_B, numbers_B)
 
 
 @partial(jax.jit, static_argnames=("vocab", "draft_tokens", "lookup"), donate_argnames=("state",))

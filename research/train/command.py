@@ -18,7 +18,7 @@ from research.core import config as core_config
 from research.core import host
 from research.core.errors import UserError
 from research.data.tokens import prepare
-from research.train import compile_cache, program, trackers
+from research.train import compile_cache, program, start, trackers
 from research.train.checkpoint import Checkpointer, Keep
 from research.train.config import Arguments, Config, Experiment, identity
 from research.train.console import Console, count, duration
@@ -44,8 +44,10 @@ def fit(
     trackers.require(config.trackers)
     host.keep_freed_memory()
     compile_cache.enable()
-    corpus = prepare(config.data, config.tokenizer, text_field=config.text_field)
-    built = program.build(config, corpus)
+    begun = start.resolve(config)
+    config = begun.config
+    corpus = prepare(config.data, begun.tokenizer, text_field=config.text_field)
+    built = program.build(config, corpus, begun.weights)
     same = identity(config, data=corpus.source_fingerprint, tokenizer=corpus.tokenizer_fingerprint)
     path = Path(config.run_dir or Path("runs") / name)
     with RunDir.open(path, core_config.to_dict(config), same, resume=resume, fresh=fresh) as run:
@@ -72,7 +74,9 @@ def _train(
     with contextlib.closing(Console(config.steps, 0, run.write_log)) as console:
         devices = jax.devices()
         console.say(f"{count(built.n_params)} parameters, {len(devices)} x {devices[0].device_kind}, {len(built.corpus.train):,} training tokens"
-                    f" of vocabulary {built.model.V}, {config.batch_size} x {config.model.context} a step")  # fmt: skip
+                    f" of vocabulary {built.model.V}, {config.batch_size} x {config.row_tokens} a step")  # fmt: skip
+        if config.init_from is not None:
+            console.say(f"model, tokeniser and first weights are those of {config.init_from}")
         try:
             loop = Loop(config, built, run, saver, console, signals)
             stopped_by = loop.go(profile)

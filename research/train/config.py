@@ -21,12 +21,18 @@ class Config:
 
     data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, tfds:NAME, or a path
     text_field: str = "text"  # jsonl and tfds: the field that holds the text
-    tokenizer: str = "byte"  # byte, char, bpe:SIZE, or a tokenizer.json
+    tokenizer: str | None = (
+        None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
+    )
     model: ModelConfig = ModelConfig()
+    init_from: str | None = (
+        None  # a run directory, a model in Hugging Face's layout or a hub id: begin with its weights, model and tokeniser
+    )
     task: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = 1000
-    batch_size: int = 16  # rows of model.context tokens in one optimiser step
+    batch_size: int = 16  # rows in one optimiser step
+    sequence_length: int | None = None  # tokens of a row; None: model.context
     micro_batches: int = 1  # passes that one batch is split into
     seed: int = 0  # initial weights, dropout and order of the data
     init_scale: float = 1.0
@@ -53,9 +59,22 @@ class Config:
         for name in ("steps", "batch_size", "micro_batches", "eval_every", "checkpoint_every", "keep_last", "log_every",
                      "sample_tokens", "max_skipped", "prefetch"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("eval_batches", "keep_every", "sample_every", "max_tokens", "max_seconds", "patience"):
+        for name in (
+            "sequence_length",
+            "eval_batches",
+            "keep_every",
+            "sample_every",
+            "max_tokens",
+            "max_seconds",
+            "patience",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a number above 0")
+        learned, context = self.model.positions == "learned", self.model.context
+        fits = not learned or self.row_tokens <= context
+        require(
+            fits, "sequence_length", self.sequence_length, f"at most model.context {context}: positions are learned"
+        )
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number in [0, 2^32)")
         require(
             self.batch_size % self.micro_batches == 0,
@@ -63,6 +82,16 @@ class Config:
             self.micro_batches,
             f"a divisor of batch size {self.batch_size}",
         )
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row of a batch."""
+        return self.model.context if self.sequence_length is None else self.sequence_length
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.batch_size * self.row_tokens
 
     @property
     def horizon(self) -> int:

@@ -98,7 +98,7 @@ class Loop:
                 trace()
                 self.state, metrics = self.program.step(self.state, next(batches), self.program.hypers)
                 self.step += 1
-                self.progress.tokens += config.batch_size * config.model.context
+                self.progress.tokens += config.step_tokens
                 self.pending.append((self.step, metrics))
                 self.take(all_of_them=self.is_milestone(self.step))
                 self.milestone()
@@ -170,11 +170,11 @@ class Loop:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         now, (then, step_then) = time.perf_counter(), self.logged
         self.logged = (now, step)
-        rate = (step - step_then) * self.config.batch_size * self.config.model.context / max(now - then, 1e-9)
+        rate = (step - step_then) * self.config.step_tokens / max(now - then, 1e-9)
         record = {
             "step": step, "split": "train", "loss": metrics["loss"], "grad_norm": metrics["grad_norm"],
             "learning_rate": metrics["learning_rate"], "update_ratio": metrics["update_ratio"], "skipped": int(metrics["skipped"]),
-            "tokens": step * self.config.batch_size * self.config.model.context, "time": self.seconds(), "tokens_per_second": rate,
+            "tokens": step * self.config.step_tokens, "time": self.seconds(), "tokens_per_second": rate,
             "mfu": rate * self.program.flops_per_token / self.program.peak_flops,
         }  # fmt: skip
         self.run.write_metrics(record)
@@ -253,6 +253,6 @@ def out_of_memory(error: BaseException) -> UserError | None:
     ):
         return None
     return UserError(
-        f"out of memory ({text.splitlines()[0][:160] if text else 'on the host'}); lower --batch-size or --model.context, raise "
+        f"out of memory ({text.splitlines()[0][:160] if text else 'on the host'}); lower --batch-size or --sequence-length, raise "
         "--micro-batches, set --task.head-tile 4096 or --model.remat full, or spread the run over more devices with --mesh"
     )

@@ -24,6 +24,9 @@ from research.tasks import lm
 from research.train import config as C
 from research.train import step as S
 
+Weights = Callable[[jax.sharding.Mesh], P.Tree]
+"""Reads a model's parameters in float32, spread over a mesh."""
+
 EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
 
 
@@ -47,6 +50,7 @@ class Program:
     model: ModelConfig
     mesh: jax.sharding.Mesh
     hypers: H.Hypers
+    weights: Weights | None = None  # what reads the first parameters; None: they are drawn
 
     @functools.cached_property
     def specs(self) -> P.Tree:
@@ -58,7 +62,7 @@ class Program:
 
     @functools.cached_property
     def flops_per_token(self) -> float:
-        return flops.train_flops_per_token(self.model, self.model.context)
+        return flops.train_flops_per_token(self.model, self.config.row_tokens)
 
     @functools.cached_property
     def peak_flops(self) -> float:
@@ -70,13 +74,13 @@ class Program:
     def batches(self) -> Batches:
         """This process's rows of every training batch."""
         config = self.config
-        whole = Batches(self.corpus.train, config.batch_size, self.model.context, config.seed)
+        whole = Batches(self.corpus.train, config.batch_size, config.row_tokens, config.seed)
         return whole.rows(jax.process_index(), jax.process_count())
 
     @functools.cached_property
     def held_out(self) -> EvalBatches:
         """The held-out windows, some thousand tokens at a time, in rows that split over the devices."""
-        shards, context = sharding.batch_shards(self.mesh), self.model.context
+        shards, context = sharding.batch_shards(self.mesh), self.config.row_tokens
         windows = EvalBatches(self.corpus.eval, 1, context).windows
         rows = min(max(1, EVAL_TOKENS // context), windows)
         rows = math.ceil(rows / shards) * shards
@@ -115,7 +119,14 @@ class Program:
         return jax.jit(self._init, out_shardings=self.state_shardings, compiler_options=host.runs_once())
 
     def initial_state(self) -> S.State:
-        return self.init(self.hypers)
+        """The state before the first step, its parameters drawn or read."""
+        if self.weights is None:
+            return self.init(self.hypers)
+        start = jax.jit(
+            lambda hypers, params: S.init_state(self.specs, self.config.optimizer, hypers, params=params),
+            out_shardings=self.state_shardings, donate_argnums=1, compiler_options=host.runs_once(),
+        )  # fmt: skip
+        return start(self.hypers, self.weights(self.mesh))
 
     def abstract_state(self) -> S.State:
         """Shapes, dtypes and shardings of the state, for restoring."""
@@ -186,11 +197,11 @@ class Program:
         return "the gradient of " + "/".join(str(entry.key) for entry in paths[index])
 
 
-def build(config: C.Config, corpus: Corpus) -> Program:
+def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> Program:
     """The program of a config on the devices that are here. Raises UserError when they, or the corpus, do not fit it."""
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch_size // config.micro_batches, mesh)
     model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
-    built = Program(config, corpus, model, mesh, C.hypers(config))
+    built = Program(config, corpus, model, mesh, C.hypers(config), weights)
     _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
     return built

@@ -1,4 +1,4 @@
-"""A finished or running run, opened to be read: in a notebook, by `research inspect`, by `research sample`."""
+"""A finished or running run, opened to be read: in a notebook, by `research inspect`, by `research sample`; or another model in its place."""
 
 import dataclasses
 import functools
@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from research import hf
 from research.core import config as core_config
+from research.core import dtypes
 from research.core import params as P
 from research.data import tokenizer as tokenizers
 from research.data.tokenizer import Tokenizer
@@ -75,12 +78,16 @@ class Run:
 
 def load_run(path: str | Path) -> Run:
     """Opens a run directory for reading. Raises UserError when it is none."""
-    path = Path(path)
+    path = Path(path).expanduser()
     stored = rundir.read_config(path)
     return Run(path, core_config.set_values(C.Config(), stored["config"], str(path / rundir.CONFIG)))
 
 
-def load_for_sampling(path: str) -> tuple[P.Tree, ModelConfig, Tokenizer]:
-    """What `research sample` needs of a run."""
-    run = load_run(path)
-    return run.params, run.model, run.tokenizer
+def open_model(name: str | Path) -> Run | hf.Pretrained:
+    """A run directory, a folder in Hugging Face's layout, or a model of the hub by its id, whose weights are read as they are computed with.
+
+    Raises UserError as `load_run` and `hf.load` do.
+    """
+    if rundir.holds_run(Path(name).expanduser()):
+        return load_run(name)
+    return hf.load(name, dtype=str(dtypes.compute_dtype("auto", jnp.float32)))

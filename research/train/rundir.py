@@ -251,6 +251,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return stored
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a folder is a run directory, be it a damaged one, and not a model in another layout."""
+    if (path / "checkpoints").is_dir() or (path / METRICS).is_file():
+        return True
+    try:
+        stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and "config" in stored
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, in order; a torn last line is left out."""
     return [record for line in _lines(Path(path) / METRICS) if (record := _record(line)) is not None]

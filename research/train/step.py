@@ -35,16 +35,24 @@ class State:
     extra: dict[str, Any]
 
 
-def init_state(specs: P.Tree, config: optim.OptimizerConfig, hypers: Hypers, dtype=jnp.float32) -> State:
-    """The state before the first step: a pure function of the hypers' seed and initial scale."""
-    params = P.init(specs, rng.key(hypers.seed, "params"), dtype)
-    drawn = P.mask(specs, lambda _, p: p.init.kind != "constant")
-    params = jax.tree.map(lambda p, random: p * hypers.init_scale.astype(dtype) if random else p, params, drawn)
+def init_state(
+    specs: P.Tree, config: optim.OptimizerConfig, hypers: Hypers, dtype=jnp.float32, params: Any = None
+) -> State:
+    """The state before the first step. Without `params` they are drawn: a pure function of the hypers' seed and initial scale."""
+    if params is None:
+        params = draw_params(specs, hypers, dtype)
     extra: dict[str, Any] = {"skipped": jnp.zeros((), jnp.int32), "skipped_in_a_row": jnp.zeros((), jnp.int32)}
     if config.ema_decay is not None:
         extra["average"] = jax.tree.map(jnp.copy, params)
     opt = optim.init(config, specs, hypers, params)
     return State(step=jnp.zeros((), jnp.int32), params=params, frozen={}, opt=opt, extra=extra)
+
+
+def draw_params(specs: P.Tree, hypers: Hypers, dtype=jnp.float32) -> Any:
+    """Initial parameters; those that are not constant are multiplied by the initial scale."""
+    params = P.init(specs, rng.key(hypers.seed, "params"), dtype)
+    drawn = P.mask(specs, lambda _, p: p.init.kind != "constant")
+    return jax.tree.map(lambda p, random: p * hypers.init_scale.astype(dtype) if random else p, params, drawn)
 
 
 def eval_params(state: State, config: optim.OptimizerConfig, specs: P.Tree, hypers: Hypers) -> Any:

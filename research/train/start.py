@@ -1,0 +1,65 @@
+"""Where a run starts from: parameters that its seed draws, or, with `init_from`, those of a model that is there already."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from research import hf
+from research.core import params as P
+from research.core import sharding
+from research.core.errors import UserError
+from research.families.family import NOT_ARCHITECTURE
+from research.model import transformer
+from research.train import rundir
+from research.train.config import Config
+from research.train.program import Weights
+from research.train.run import Run, load_run
+
+TOKENIZER = "byte"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """A config with the model that it starts from, that model's tokeniser, and what reads its weights; None: they are drawn."""
+
+    config: Config
+    tokenizer: str
+    weights: Weights | None
+
+
+def resolve(config: Config) -> Start:
+    """What `config.init_from` names, none of its weights read.
+
+    The architecture and the tokeniser are that model's, whatever the config says. The config's own stay how the model is computed and trained
+    (dropout, dtype, remat, ...) and how long rows are: its context, as far as the model's reaches. Raises UserError where there is no such
+    model, or one without a tokeniser.
+    """
+    if config.init_from is None:
+        return Start(config, config.tokenizer or TOKENIZER, None)
+    opened = open_source(config.init_from)
+    if isinstance(opened, Run):
+        model, tokenizer = opened.model, opened.path / "tokenizer.json"
+    else:
+        model, tokenizer = opened.config, opened.folder
+        if hf.tokenizer_of(opened.folder) is None:
+            raise UserError(f"{config.init_from} holds no tokeniser; put its tokenizer.json beside its config.json")
+    how = {name: getattr(config.model, name) for name in NOT_ARCHITECTURE if name not in ("family", "init")}
+    begun = dataclasses.replace(
+        config, model=dataclasses.replace(model, **how), tokenizer=str(tokenizer),
+        sequence_length=config.sequence_length or min(config.model.context, model.context),
+    )  # fmt: skip
+    return Start(begun, str(tokenizer), lambda mesh: _read(opened, mesh))
+
+
+def open_source(name: str) -> Run | hf.Source:
+    """A run directory, a folder in Hugging Face's layout or an id of the hub, opened without reading weights."""
+    return load_run(name) if rundir.holds_run(Path(name).expanduser()) else hf.open_source(name)
+
+
+def _read(opened: Run | hf.Source, mesh: jax.sharding.Mesh) -> P.Tree:
+    if isinstance(opened, hf.Source):
+        return hf.read(opened, "float32", mesh)
+    where = sharding.shardings(transformer.specs(opened.model), mesh)
+    return jax.tree.map(lambda leaf, sharding: jax.device_put(np.asarray(leaf), sharding), opened.params, where)
