@@ -235,9 +235,9 @@ def test_inspect(call, run):
     assert facts["params"] == sum(leaf["count"] for leaf in facts["leaves"].values())
 
 
-def test_inspect_refuses_what_is_no_run(call, run, tmp_path):
-    assert_refused(call("inspect"), "usage: research inspect RUN")
-    assert_refused(call("inspect", "nowhere"), "nowhere is not a run directory")
+def test_inspect_refuses_what_is_no_model(call, run, tmp_path):
+    assert_refused(call("inspect"), "usage: research inspect MODEL")
+    assert_refused(call("inspect", "./nowhere"), "./nowhere: there is no such folder")
     assert_refused(call("inspect", run, "--hush"), "no option --hush", "--hash")
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     (tmp_path / "tokenizer.json").write_bytes((run / "tokenizer.json").read_bytes())

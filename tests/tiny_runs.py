@@ -42,9 +42,9 @@ def config(text: Path, **changes) -> Config:
 _build, _programs = program.build, {}
 
 
-def build_shared(config: Config, corpus) -> program.Program:
+def build_shared(config: Config, corpus, weights=None) -> program.Program:
     """`program.build`, with the compiled functions of the first program that was like this one, and no peak measured."""
-    built = _build(config, corpus)
+    built = _build(config, corpus, weights)
     kind = dataclasses.replace(
         config.optimizer, learning_rate=0.0, schedule=ScheduleConfig(config.optimizer.schedule.kind)
     )

@@ -8,7 +8,7 @@ section 2.2.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.encoding import END_OF_TEXT, StreamDecoder, Tokenizer, byte_level_alphabet, to_utf8
-from research.data.pretrained import AddedToken, Settings
+from research.data.encoding import FILE_NAME, StreamDecoder, Tokenizer, byte_level_alphabet, to_utf8
+from research.data.pretrained import END_OF_TEXT, LARGEST_ID, AddedToken, Settings
 from research.data.sources import Source
 
 SMALLEST, LARGEST = 257, 1 << 20  # 256 bytes and the separator; far more than any text here can fill
@@ -54,16 +54,17 @@ class LibraryTokenizer(Tokenizer):
         vocabulary = library.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise UserError(f"{where} is a tokenizer.json without a vocabulary.")
+        largest = max(vocabulary.values())
+        if largest >= LARGEST_ID:
+            raise UserError(f"{where} is a tokenizer.json with the id {largest}, expected less than {LARGEST_ID}.")
         eot = separator({token.content: number for number, token in added.items()}, settings)
         new = [[number, token.content] for number, token in sorted(added.items()) if number not in plain]
         new = [[number, text] for number, text in new if not added[number].special]
         bare = separator({token.content: number for number, token in plain.items()}, Settings())
-        result = cls(
-            type(library.model).__name__.lower(), max(vocabulary.values()) + 1, eot, content, library,
+        return cls(
+            type(library.model).__name__.lower(), largest + 1, eot, content, library,
             settings=settings, beyond=json.dumps([new, eot]) if new or eot != bare else "",
         )  # fmt: skip
-        _ = result.frame
-        return result
 
     @cached_property
     def _prompting(self) -> Any:
@@ -75,15 +76,25 @@ class LibraryTokenizer(Tokenizer):
         return library
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Returns the ids of a prompt as transformers gives them: by `add_bos_token` and `add_eos_token` where the
-        settings have them, else by the post-processor of the tokenizer.json."""
         to_utf8(text)
-        by_file = self.settings.framing is None
         try:
-            ids = self._prompting.encode(text, add_special_tokens=by_file).ids
+            ids = self._prompting.encode(text, add_special_tokens=False).ids
         except Exception as error:
             raise UserError(f"the tokeniser cannot express the text: {error}") from error
         return self.framed(np.array(ids, np.uint32))
+
+    @property
+    def default_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the post-processor of the tokenizer.json puts around a text."""
+        processor = self.library.post_processor
+        return _around(json.loads(processor.__getstate__())) if processor else ((), ())
+
+    def pretrained_files(self) -> dict[str, bytes]:
+        files = super().pretrained_files()
+        if self.frame != self.default_frame:  # transformers heeds the post-processor, not `add_bos_token`
+            description = {**json.loads(self.content), "post_processor": template(self.frame, self.token_text)}
+            files[FILE_NAME] = json.dumps(description, ensure_ascii=False).encode("utf-8")
+        return files
 
     def token_id(self, token: str) -> int | None:
         return self.library.token_to_id(token)
@@ -199,6 +210,37 @@ def separator(added: Mapping[str, int], settings: Settings) -> int | None:
     eos = settings.special_tokens.get("eos_token", "")
     names = [name for name in (eos, *SEPARATORS) if name in added and name in SEPARATORS]
     return added[names[0]] if names else added.get(eos)
+
+
+def _around(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that a post-processor puts before and after a text."""
+    before, after = [], []
+    if processor["type"] == "Sequence":  # the library lets one of them at most put anything
+        for part in map(_around, processor["processors"]):
+            before, after = [*before, *part[0]], [*after, *part[1]]
+    elif processor["type"] == "TemplateProcessing":
+        side = before
+        for piece in processor["single"]:
+            if "Sequence" in piece:
+                side = after
+            else:
+                side += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    elif processor["type"] in ("BertProcessing", "RobertaProcessing"):
+        before, after = [processor["cls"][1]], [processor["sep"][1]]
+    return tuple(before), tuple(after)
+
+
+def template(frame: tuple[tuple[int, ...], tuple[int, ...]], text_of: Callable[[int], str]) -> dict[str, Any]:
+    """Returns the post-processor of a tokenizer.json that puts the special tokens of `frame` around a text."""
+    before, after = ([{"SpecialToken": {"id": text_of(number), "type_id": 0}} for number in side] for side in frame)
+    single = [*before, {"Sequence": {"id": "A", "type_id": 0}}, *after]
+    special = {text_of(number): number for side in frame for number in side}
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {text: {"id": text, "ids": [number], "tokens": [text]} for text, number in special.items()},
+    }
 
 
 def _library(content: str, where: str) -> Any:

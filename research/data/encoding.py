@@ -13,15 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 
 from research.core.errors import UserError
 from research.data.files import write_atomically
-from research.data.pretrained import CONFIG, FILES, Settings, enclose, minimal_config
+from research.data.pretrained import CONFIG, END_OF_TEXT, FILES, MINIMAL, NAMED, Settings, enclose, to_json
 
-END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
 
 _PIECE = 1 << 22  # characters: bounds the memory of tokenising one very long document
@@ -77,10 +76,17 @@ class Tokenizer(abc.ABC):
         shown."""
         return ByteStream(self, context)
 
-    @property
+    @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """The texts of the special tokens by name, such as `bos_token`, as the settings give them."""
-        return self.settings.special_tokens
+        """The texts of the special tokens by name, such as `bos_token`: the tokeniser's own, and what the settings give them or
+        take from them."""
+        own = {name: text for name, text in self.own_tokens.items() if self.settings.config.get(name, text)}
+        return own | self.settings.special_tokens
+
+    @property
+    def own_tokens(self) -> dict[str, str]:
+        """The special tokens that the kind of tokeniser has by itself, by name."""
+        return {} if self.eot is None else {"eos_token": self.token_text(self.eot)}
 
     @property
     def chat_template(self) -> str | None:
@@ -89,16 +95,17 @@ class Tokenizer(abc.ABC):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end a generation: what `with_stop_ids` was given, else the settings' `eos_token`, else `eot`."""
+        """The ids that end a generation: what `with_stop_ids` was given, else the `eos_token`, else `eot`."""
         if self.settings.stop_ids is not None:
             return self.settings.stop_ids
-        eos = self.special_tokens.get("eos_token")
-        number = self.eot if eos is None else self.token_id(eos)
+        eos = self.token_id(self.special_tokens.get("eos_token", ""))
+        number = self.eot if eos is None else eos
         return () if number is None else (number,)
 
     def with_stop_ids(self, ids: Iterable[int]) -> Self:
-        """Returns this tokeniser with other ids that end a generation, such as those of a generation_config.json."""
-        return replace(self, settings=replace(self.settings, stop_ids=tuple(int(number) for number in ids)))
+        """Returns this tokeniser with other ids that end a generation, such as those of a generation_config.json. Raises
+        UserError for one that is not in the vocabulary."""
+        return replace(self, settings=replace(self.settings, stop_ids=tuple(self.checked(list(ids)).tolist())))
 
     def token_id(self, token: str) -> int | None:
         """Returns the id of a token by its text as the vocabulary writes it, None where there is none."""
@@ -110,19 +117,24 @@ class Tokenizer(abc.ABC):
 
     @cached_property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids before and after a prompt where `add_bos_token` or `add_eos_token` is set, else `default_frame`. Raises
-        UserError if they are not in the vocabulary."""
-        framing = self.settings.framing
-        if framing is None:
-            return self.default_frame
-        ids = [() if token is None else (self.token_id(token),) for token in framing]
-        if (None,) in ids:
-            token = framing[ids.index((None,))]
+        """The ids before and after a prompt: `bos_token` and `eos_token` where `add_bos_token` and `add_eos_token` are set, nothing
+        where they are false, else those of `default_frame`. Raises UserError for a token that is not in the vocabulary."""
+        before, after = self.default_frame
+        return self._added_around("bos", before), self._added_around("eos", after)
+
+    def _added_around(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        adds, token = self.settings.adds(name), self.special_tokens.get(f"{name}_token")
+        if adds is None:
+            return default
+        if not adds or token is None:
+            return ()
+        number = self.token_id(token)
+        if number is None:
             raise UserError(
                 f"{CONFIG} puts {token!r} around a text, which is not in the vocabulary of {self.vocab_size} ids. "
-                "Set add_bos_token or add_eos_token to false, or get the tokeniser's files again."
+                f"Set add_{name}_token to false, or get the tokeniser's files again."
             )
-        return cast(tuple[tuple[int, ...], tuple[int, ...]], tuple(ids))
+        return (number,)
 
     @property
     def default_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -148,12 +160,10 @@ class Tokenizer(abc.ABC):
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes into `folder` what transformers' AutoTokenizer loads: the model file and the settings, each byte as it
-        was read. Ids given to `with_stop_ids` are a model's and not among them. Raises UserError where it cannot, and
-        where the folder holds files of another tokeniser that would be read along."""
-        folder = Path(folder)
-        files = {**dict([self.model_file()]), **{name: text.encode() for name, text in self.settings.files}}
-        files.setdefault(CONFIG, self.minimal_config().encode())
+        """Writes into `folder` what transformers' AutoTokenizer loads (`pretrained_files`). Ids given to `with_stop_ids`
+        are a model's and not among them. Raises UserError where it cannot, and where the folder holds files of another
+        tokeniser that would be read along."""
+        folder, files = Path(folder), self.pretrained_files()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -166,21 +176,22 @@ class Tokenizer(abc.ABC):
         for name, content in files.items():
             write_atomically(folder / name, content)
 
-    def model_file(self) -> tuple[str, bytes]:
-        """Returns the name and content of the file that holds the vocabulary."""
-        return FILE_NAME, self.content.encode("utf-8")
-
-    def minimal_config(self) -> str:
-        """Returns the tokenizer_config.json that `save_pretrained` writes where none was read."""
-        return minimal_config({} if self.eot is None else {"eos_token": self.token_text(self.eot)})
+    def pretrained_files(self) -> dict[str, bytes]:
+        """Returns the files of a published tokeniser by name: the vocabulary, and the settings as they were read or,
+        where there were none, a tokenizer_config.json that names the special tokens."""
+        settings = {name: text.encode("utf-8") for name, text in self.settings.files}
+        named = {name: token for name, token in self.special_tokens.items() if name in NAMED}
+        return {FILE_NAME: self.content.encode("utf-8"), CONFIG: to_json({**MINIMAL, **named}), **settings}
 
     def checked(self, ids: Any) -> np.ndarray:
-        """Returns the ids as int64, [T]. Raises UserError for one that is not below `vocab_size`."""
-        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        """Returns the ids as int64, [T]. Raises UserError for what is no whole number or not below `vocab_size`."""
+        ids = np.asarray(ids).reshape(-1)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(f"token ids are whole numbers from 0 to {self.vocab_size - 1}, not such as {ids[0]!r}.")
         wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
         if wrong.size:
             raise UserError(f"the token id {wrong[0]} is not in the vocabulary: ids are 0 to {self.vocab_size - 1}.")
-        return ids
+        return ids.astype(np.int64)
 
 
 class StreamDecoder(abc.ABC):

@@ -12,9 +12,11 @@ from research.core.errors import UserError
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "zip", b"%P": "PDF"}
 
 
-def read_bytes(path: Path) -> bytes:
-    """Returns the whole content of `path`. Raises UserError where it cannot be read."""
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Returns the whole content of `path`. Raises UserError where it cannot be read or has more than `limit` bytes."""
     try:
+        if limit is not None and (size := path.stat().st_size) > limit:
+            raise UserError(f"{path} has {size} bytes, expected at most {limit}: it is not what its name says.")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -42,10 +44,10 @@ def decode_utf8(content: bytes, what: str) -> str:
     return text
 
 
-def read_utf8(path: Path) -> str:
-    """Returns the text of `path`. Raises UserError where it cannot be read or is not UTF-8 text (with the byte
-    offset)."""
-    return decode_utf8(read_bytes(path), str(path))
+def read_utf8(path: Path, limit: int | None = None) -> str:
+    """Returns the text of `path`. Raises UserError where it cannot be read, has more than `limit` bytes or is not
+    UTF-8 text (with the byte offset)."""
+    return decode_utf8(read_bytes(path, limit), str(path))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -32,9 +32,24 @@ CONFIG, MAP, ADDED, TEMPLATE = FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+END_OF_TEXT = "<|endoftext|>"
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 LISTED = ("additional_special_tokens", "extra_special_tokens")
 LARGEST_ID = 1 << 24  # far above every vocabulary; keeps a damaged file from asking for a table of that many rows
+LARGEST_FILE = 1 << 28  # bytes; the largest tokenizer.json that is published has a tenth of them
+
+_OWN_TOKENS = {  # what a class calls its tokens where the files do not say: bos_token, eos_token
+    "GPT2Tokenizer": (END_OF_TEXT, END_OF_TEXT),
+    "CodeGenTokenizer": (END_OF_TEXT, END_OF_TEXT),
+    "GPTNeoXTokenizer": (END_OF_TEXT, END_OF_TEXT),
+    "Qwen2Tokenizer": (None, END_OF_TEXT),
+    "LlamaTokenizer": ("<s>", "</s>"),
+    "CodeLlamaTokenizer": ("<s>", "</s>"),
+    "GemmaTokenizer": ("<bos>", "<eos>"),
+}
+
+# The tokenizer_config.json of a tokeniser that has none: with it, transformers takes the vocabulary's file as it is.
+MINIMAL = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 
 _MODEL = re.compile(r'"model"\s*:\s*\{')
 _KEY = '"purestep": '
@@ -65,7 +80,7 @@ class Settings:
         """Returns the settings in a model's folder, empty where it has none. Raises UserError for a file that is not what its name
         says."""
         found = [name for name in FILES if (folder / name).is_file()]
-        return cls(tuple((name, read_utf8(folder / name)) for name in found)).checked(str(folder))
+        return cls(tuple((name, read_utf8(folder / name, LARGEST_FILE)) for name in found)).checked(str(folder))
 
     def checked(self, where: str) -> "Settings":
         """Returns these settings once all of them have been read. Raises UserError, naming `where`, if they make no sense."""
@@ -85,21 +100,29 @@ class Settings:
         """The class that transformers would use, without its "Fast"; "" where none is named."""
         return str(self.config.get("tokenizer_class") or "").removesuffix("Fast")
 
+    def adds(self, name: str) -> bool | None:
+        """Whether `add_bos_token` or `add_eos_token` is set for `bos` or `eos`; None where the model file or the class decides."""
+        flag = self.config.get(f"add_{name}_token")
+        return None if flag is None else bool(flag)
+
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """Special tokens by name: `bos_token`, `eos_token`, ...; the unnamed ones as `additional_0`, `additional_1`, ..."""
-        named, other = {}, {}
-        for source in (self._object(MAP), self.config):
-            found = {name: _content(source[name], name) for name in NAMED if source.get(name) not in (None, False)}
+        own = zip(("bos_token", "eos_token"), _OWN_TOKENS.get(self.tokenizer_class, ()), strict=False)
+        named, other = {name: token for name, token in own if token}, {}
+        sources = (self._object(MAP), self.config)  # what is said later is what holds
+        for source in sources if "added_tokens_decoder" in self.config else reversed(sources):
+            for name in (name for name in NAMED if name in source):
+                named.pop(name, None)
+                named |= {name: _content(source[name], name)} if source[name] else {}
             for name in LISTED:
                 values = source.get(name) or []
                 if isinstance(values, dict):
-                    found |= {key: _content(value, name) for key, value in values.items()}
+                    named |= {key: _content(value, name) for key, value in values.items()}
                 elif isinstance(values, list):
                     other |= {_content(value, name): None for value in values}
                 else:
                     raise UserError(f"{name} is {values!r}, expected a list of tokens.")
-            named |= found
         return named | {f"additional_{number}": token for number, token in enumerate(other)}
 
     @cached_property
@@ -133,18 +156,6 @@ class Settings:
         """The ids of `added_tokens` by text."""
         return {token.content: number for number, token in self.added_tokens.items()}
 
-    @property
-    def framing(self) -> tuple[str | None, str | None] | None:
-        """The tokens before and after a prompt by `add_bos_token` and `add_eos_token`; None where neither is set, so that the model
-        file decides."""
-        if "add_bos_token" not in self.config and "add_eos_token" not in self.config:
-            return None
-        bos, eos = (
-            self.special_tokens.get(f"{name}_token") if self.config.get(f"add_{name}_token") else None
-            for name in ("bos", "eos")
-        )
-        return bos, eos
-
     def _object(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads(dict(self.files).get(name, "{}"))
@@ -175,12 +186,9 @@ def _number(number: Any, token: str) -> int:
     return int(text)
 
 
-def minimal_config(special: Mapping[str, str], added: Mapping[int, AddedToken] | None = None) -> str:
-    """Returns the tokenizer_config.json of a tokeniser that has none: with it, transformers takes the model file as it is."""
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if added:
-        config["added_tokens_decoder"] = {str(number): vars(token) for number, token in added.items()}
-    return json.dumps({**config, **special}, indent=2) + "\n"
+def to_json(config: Mapping[str, Any]) -> bytes:
+    """Returns the content of a tokenizer_config.json."""
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def enclose(content: str, settings: Settings) -> str:
@@ -213,17 +221,21 @@ def disclose(content: str, where: str) -> tuple[str, Settings]:
 class Spelled:
     """Special tokens as a prompt spells them: `<|im_start|>` in the text is that token."""
 
-    def __init__(self, tokens: Mapping[str, tuple[int, ...]], strips: Mapping[str, AddedToken] | None = None):
-        strips = strips or {}
+    def __init__(self, tokens: Mapping[str, tuple[int, ...]], flags: Mapping[str, AddedToken] | None = None):
+        flags = flags or {}
 
         def pattern(text: str) -> str:
-            token = strips.get(text, AddedToken(text))
-            return (r"\s*" if token.lstrip else "") + f"({re.escape(text)})" + (r"\s*" if token.rstrip else "")
+            token = flags.get(text, AddedToken(text))
+            word = f"(?<!\\w)({re.escape(text)})(?!\\w)" if token.single_word else f"({re.escape(text)})"
+            return (r"\s*" if token.lstrip else "") + word + (r"\s*" if token.rstrip else "")
 
         # the longest of those that begin at a place is the one that is meant
         texts = sorted(tokens, key=len, reverse=True)
         self._ids = [tokens[text] for text in texts]
-        self._pattern = re.compile("|".join(map(pattern, texts))) if texts else None
+        # a look at the first character saves trying hundreds of tokens at every place
+        first = "".join(sorted({re.escape(text[0]) for text in texts}))
+        space = r"\s" if any(token.lstrip for token in flags.values()) else ""
+        self._pattern = re.compile(f"(?=[{first}{space}])(?:{'|'.join(map(pattern, texts))})") if texts else None
 
     def split(self, text: str) -> Iterator[str | tuple[int, ...]]:
         """Returns the parts of a text in order: texts that are not empty, and the ids of the special tokens between."""

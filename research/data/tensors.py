@@ -315,3 +315,13 @@ def _read_shards(folder: Path, shards: dict[str, str]) -> tuple[dict[str, Entry]
             f"Not in the index: {_listed(unnamed) or 'none'}. Files of two revisions may be mixed: fetch all of them again."
         )
     return entries, metadata
+
+
+def beyond_range(values: np.ndarray, converted: np.ndarray) -> bool:
+    """Whether a finite number among `values` is none any more in `converted`, whose floating point format has a smaller range."""
+    most = float(jnp.finfo(converted.dtype).max) if jnp.issubdtype(converted.dtype, jnp.floating) else math.inf
+    if values.dtype == converted.dtype or float(jnp.finfo(values.dtype).max) <= most:
+        return False
+    if -most <= np.fmin.reduce(values, axis=None) and np.fmax.reduce(values, axis=None) <= most:  # quick, and nearly always so
+        return False
+    return bool(np.any(np.isfinite(values) & ~np.isfinite(converted)))

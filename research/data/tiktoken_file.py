@@ -8,7 +8,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,52 +18,53 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.bpe import LONG_PIECE, cut_at_lines, separator
-from research.data.encoding import Tokenizer, to_utf8
+from research.data.bpe import LONG_PIECE, cut_at_lines, separator, template
+from research.data.encoding import FILE_NAME, Tokenizer, byte_level_alphabet, to_utf8
 from research.data.files import decode_utf8
-from research.data.pretrained import CONFIG, LARGEST_ID, AddedToken, Settings, Spelled, minimal_config
+from research.data.pretrained import CONFIG, LARGEST_ID, MINIMAL, AddedToken, Settings, Spelled, to_json
 from research.data.tiktoken_vocabularies import KNOWN
+from research.data.vocab_merges import byte_level_bpe
 
 KIND = "tiktoken"
 
-_LARGEST_FILE = 1 << 27  # bytes; the largest that is published has 4 million
-_FILE_NAME = re.compile(r"[\w-][\w.-]*\.(?:model|tiktoken)")
 _FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,8}\r?\n")
 
 
-def is_tiktoken(start: bytes) -> bool:
-    """Whether a file that begins with these bytes is a tiktoken file whatever its name."""
-    return _FIRST_LINE.match(start) is not None
+def is_tiktoken(file: bytes) -> bool:
+    """Whether a file with this content is a tiktoken file whatever its name."""
+    return _FIRST_LINE.match(file) is not None
 
 
-def content(file: bytes, name: str, settings: Settings) -> str:
+def content(file: bytes, where: str, settings: Settings) -> str:
     """Returns the tokenizer.json text that holds a tiktoken file with its pattern and special tokens. Raises UserError for a
     damaged file, and where the pattern is not known."""
-    if len(file) > _LARGEST_FILE:
-        raise UserError(f"{name} has {len(file)} bytes, more than any tiktoken file: at most {_LARGEST_FILE}.")
-    text = decode_utf8(file, name)
-    ranks = _ranks(text, name)
+    text = decode_utf8(file, where)
+    ranks = _ranks(text, where)
     known = next((one for one in KNOWN if one.tokens == len(ranks)), None)
     pattern = settings.config.get("pat_str") or (known.pattern if known else None)
     if not isinstance(pattern, str):
         table = ", ".join(f"{one.name} {one.tokens}" for one in KNOWN)
         raise UserError(
-            f"{name} has {len(ranks)} tokens, which is none of the known vocabularies ({table}), so the pattern that splits a text "
-            f'is missing. Put a {CONFIG} beside it with "pat_str" and "added_tokens_decoder", or get its tokenizer.json.'
+            f"{where} has {len(ranks)} tokens, which is none of the known vocabularies ({table}): it is not whole, or the "
+            f"pattern that splits a text is missing. Get the file again, or put a {CONFIG} beside it with "
+            '"pat_str" and "added_tokens_decoder", or get its tokenizer.json.'
         )
     special = known.special if known else {}
     if settings.added_tokens:
         special = {token.content: number for number, token in settings.added_tokens.items() if token.special}
     before = [token for token in (known.before if known else ()) if token in special]
-    given = {"type": KIND, "file": name, "pattern": pattern, "special_tokens": special, "before": before, "ranks": text}
-    return json.dumps({"model": given})
+    form = known.normalizer if known else None
+    given = {"type": KIND, "pattern": pattern, "normalizer": form, "special_tokens": special, "before": before}
+    return json.dumps({"model": {**given, "ranks": text}})
 
 
 @dataclass(frozen=True)
 class TiktokenTokenizer(Tokenizer):
-    """The tokeniser of a tiktoken file. `special`: the ids of special tokens by text."""
+    """The tokeniser of a tiktoken file. `normalizer`: the Unicode form that a text is brought to first, None: it is left as it is;
+    `special`: the ids of special tokens by text; `before`: those that a prompt begins with; `ranks`: ids by the bytes of a token."""
 
-    file: str
+    pattern: str = field(repr=False, compare=False)
+    normalizer: Any = field(repr=False, compare=False)
     special: Mapping[str, int] = field(repr=False, compare=False)
     before: tuple[int, ...] = field(repr=False, compare=False)
     ranks: Mapping[bytes, int] = field(repr=False, compare=False)
@@ -72,36 +75,44 @@ class TiktokenTokenizer(Tokenizer):
         """Returns the tokeniser of what `content` wrote. Raises UserError if it is damaged, or if the extra is missing."""
         try:
             given = json.loads(content)["model"]
-            name, pattern, text = given["file"], given["pattern"], given["ranks"]
+            pattern, form, text = given["pattern"], given["normalizer"], given["ranks"]
             special = {str(token): int(number) for token, number in given["special_tokens"].items()}
             before = tuple(special[token] for token in given["before"])
+            if form is not None:
+                unicodedata.normalize(form, "")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is a tokenizer.json with a damaged tiktoken file: {error!r}") from error
-        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
-            raise UserError(f"{where}: {name!r} is no name of a tiktoken file in a folder, such as tokenizer.model.")
         ranks = _ranks(text, where)
-        added = {token.content: number for number, token in settings.added_tokens.items()}
-        numbers = [*ranks.values(), *special.values(), *added.values()]
+        numbers = [*ranks.values(), *special.values(), *settings.added_ids.values()]
         if set(special.values()) & set(ranks.values()) or not all(0 <= number < LARGEST_ID for number in numbers):
             raise UserError(f"{where} gives a special token the id of another token, or one out of range.")
-        result = cls(
-            KIND, 1 + max(numbers), separator(special, settings), content, name, special, before, ranks,
+        return cls(
+            KIND, 1 + max(numbers), separator(special, settings), content, pattern, form, special, before, ranks,
             _encoding(pattern, ranks, where), settings=settings,
         )  # fmt: skip
-        _ = result.frame
-        return result
 
     def encode(self, text: str) -> np.ndarray:
         to_utf8(text)
-        return np.array(self.encoding.encode_ordinary(text), np.uint32)
+        return np.array(self._ids(text), np.uint32)
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, uint32; the library's threads share the texts."""
-        for text in texts:
-            to_utf8(text)
-        return [np.array(ids, np.uint32) for ids in self.encoding.encode_ordinary_batch(list(texts))]
+        """Returns `encode` of each text; threads share the texts, and the library lets go of Python's lock."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self.encode, texts))
 
-    def pieces(self, text: str):
+    def _ids(self, text: str) -> list[int]:
+        if self.normalizer is not None:
+            text = unicodedata.normalize(self.normalizer, text)
+        try:
+            return self.encoding.encode_ordinary(text)
+        except BaseException as error:  # the library's own panics are not Exceptions
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise UserError(
+                "the tokeniser cannot split the text: it has too much white space in a row. Shorten that."
+            ) from error
+
+    def pieces(self, text: str) -> Iterator[str]:
         """Returns the text whole unless it is very long: a token next to a cut may differ."""
         return cut_at_lines(text, LONG_PIECE)
 
@@ -109,7 +120,7 @@ class TiktokenTokenizer(Tokenizer):
         to_utf8(text)
         ids: list[int] = []
         for part in self._spelled.split(text):
-            ids += self.encoding.encode_ordinary(part) if isinstance(part, str) else part
+            ids += self._ids(part) if isinstance(part, str) else part
         return self.framed(np.array(ids, np.uint32))
 
     def decode_bytes(self, ids: Any) -> bytes:
@@ -123,16 +134,44 @@ class TiktokenTokenizer(Tokenizer):
         return next(token for token, special in self.special.items() if special == number)
 
     @property
+    def own_tokens(self) -> dict[str, str]:
+        bos = {"bos_token": self.token_text(self.before[0])} if len(self.before) == 1 else {}
+        return bos | super().own_tokens
+
+    @property
     def default_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self.before, ()
 
-    def model_file(self) -> tuple[str, bytes]:
-        return self.file, json.loads(self.content)["model"]["ranks"].encode("utf-8")
+    def pretrained_files(self) -> dict[str, bytes]:
+        """Returns the files of a published tokeniser by name. The vocabulary is a byte-level tokenizer.json of the same ids: of tiktoken
+        files transformers takes the pattern and the special tokens for Llama 3's, whatever they are."""
+        files = super().pretrained_files()
+        config = self.settings.config or json.loads(files[CONFIG])
+        # the class that the files name may read a tiktoken file, by code that they bring along
+        config = {name: value for name, value in config.items() if name not in ("auto_map", "tokenizer_class")}
+        files[CONFIG] = to_json({**config, "tokenizer_class": MINIMAL["tokenizer_class"]})
+        files[FILE_NAME] = json.dumps(self._description(), ensure_ascii=False).encode("utf-8")
+        return files
 
-    def minimal_config(self) -> str:
-        names = {"eos_token": self.eot, "bos_token": self.before[0] if len(self.before) == 1 else None}
-        named = {name: self.token_text(number) for name, number in names.items() if number is not None}
-        return minimal_config(named, {number: AddedToken(token) for token, number in self.special.items()})
+    def _description(self) -> dict[str, Any]:
+        """The tokenizer.json of the same ids."""
+        letters = byte_level_alphabet()
+        word_of = {token: "".join(letters[byte] for byte in token) for token in self.ranks}
+        ids = {word_of[token]: rank for token, rank in self.ranks.items()}
+        merges = [
+            [word_of[token[:at]], word_of[token[at:]]]
+            for token in sorted(self.ranks, key=self.ranks.__getitem__)
+            for at in range(1, len(token))
+            if token[:at] in self.ranks and token[at:] in self.ranks
+        ]
+        tokens = {number: AddedToken(text) for text, number in self.special.items()} | self.settings.added_tokens
+        # among the vocabulary too, so that their ids may have gaps between them
+        ids |= {token.content: number for number, token in tokens.items()}
+        description = byte_level_bpe(ids, merges, self.pattern, self.normalizer)
+        description["model"]["ignore_merges"] = True  # a token is taken whole also where merges would not lead to it
+        description["added_tokens"] = [{"id": number, **vars(token)} for number, token in tokens.items()]
+        description["post_processor"] = template(self.frame, self.token_text) if any(self.frame) else None
+        return description
 
     @property
     def _added(self) -> dict[str, int]:
@@ -154,7 +193,8 @@ class TiktokenTokenizer(Tokenizer):
 def _ranks(text: str, where: str) -> dict[bytes, int]:
     """The tokens of a file by their bytes. A line of `=` for the bytes is a token of none: a placeholder."""
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
         if not line:
             continue
         token, _, rank = line.partition(" ")

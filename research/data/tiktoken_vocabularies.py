@@ -11,7 +11,7 @@ A vocabulary is known by how many tokens its file has; a folder's tokenizer_conf
 | cl100k     | 100,256 | openai/tiktoken (cl100k_base)                                                                 |
 | llama3     | 128,000 | meta-llama/llama3, special tokens as renamed by Llama 3.1                                     |
 | glm4       | 151,329 | THUDM/glm-4-9b                                                                                |
-| qwen       | 151,643 | Qwen/Qwen-7B                                                                                  |
+| qwen       | 151,643 | Qwen/Qwen-7B, on text in the Unicode form NFC                                                 |
 | o200k      | 199,998 | openai/tiktoken (o200k_base)                                                                  |
 """
 
@@ -52,13 +52,15 @@ _WHISPER = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`special`: the ids of special tokens by text; `before`: those that a prompt begins with."""
+    """`special`: the ids of special tokens by text; `before`: those that a prompt begins with; `normalizer`: the Unicode form that a text
+    is brought to first."""
 
     name: str
     tokens: int
     pattern: str
     special: dict[str, int]
     before: tuple[str, ...] = ()
+    normalizer: str | None = None
 
 
 def _numbered(first: int, names: tuple[str, ...]) -> dict[str, int]:
@@ -74,7 +76,7 @@ KNOWN = (
     Vocabulary("glm4", 151_329, CL100K_PATTERN, _numbered(151_329, _GLM4), ("[gMASK]", "<sop>")),
     Vocabulary(
         "qwen", 151_643, QWEN_PATTERN,
-        _numbered(151_643, (_END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))),
+        _numbered(151_643, (_END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))), normalizer="NFC",
     ),
     Vocabulary("o200k", 199_998, O200K_PATTERN, {_END: 199_999, "<|endofprompt|>": 200_018}),
 )  # fmt: skip

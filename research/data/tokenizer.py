@@ -29,7 +29,7 @@ from research.data.encoding import (
     to_utf8,
 )
 from research.data.files import read_bytes, read_utf8
-from research.data.pretrained import Settings, disclose
+from research.data.pretrained import LARGEST_FILE, Settings, disclose
 from research.data.sources import Source
 
 __all__ = ["FORMS", "StreamDecoder", "Tokenizer", "build", "load", "load_optional", "parse"]
@@ -73,50 +73,44 @@ def load(path: str | Path) -> Tokenizer:
     either stands for both. Raises UserError where nothing is found, for a corrupt file, and for a missing extra.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        found = load_optional(path)
-        if found is None:
-            raise UserError(
-                f"cannot read {path / FILE_NAME}: there is none, and the folder holds no other tokeniser either "
-                "(vocab.json and merges.txt, tokenizer.model, *.tiktoken)."
-            )
-        return found
-    if any(path.name in pair for pair in vocab_merges.PAIRS) and path.is_file():
-        pair = next(pair for pair in vocab_merges.PAIRS if path.name in pair)
-        files = vocab_merges.pair(path.parent, pair)
-        return parse(vocab_merges.content(*files, Settings()), str(path))
-    if path.suffix in (".model", ".tiktoken"):
-        return _of_model_file(path, Settings())
-    return parse(read_utf8(path), str(path))
+    if not path.is_dir():
+        return _of_file(path, Settings())
+    found = load_optional(path)
+    if found is None:
+        raise UserError(
+            f"cannot read {path / FILE_NAME}: there is none, and the folder holds no other tokeniser either "
+            "(vocab.json and merges.txt, tokenizer.model, *.tiktoken)."
+        )
+    return found
 
 
 def load_optional(folder: str | Path) -> Tokenizer | None:
     """Returns the tokeniser of a folder, as `load` finds it, or None where the folder holds none. Raises UserError for
     files that are there but cannot be read."""
     folder = Path(folder).expanduser()
-    settings = Settings.read(folder)
-    if (folder / FILE_NAME).exists():
-        return parse(read_utf8(folder / FILE_NAME), str(folder / FILE_NAME), settings)
-    pair = vocab_merges.find(folder)
-    if pair is not None:
-        return parse(vocab_merges.content(*pair, settings), str(pair[0]), settings)
-    if (folder / "tokenizer.model").is_file():
-        return _of_model_file(folder / "tokenizer.model", settings)
-    for pattern in ("*.model", "*.tiktoken"):
-        files = sorted(folder.glob(pattern))
-        if len(files) > 1:
-            names = ", ".join(file.name for file in files)
-            raise UserError(f"{folder} holds several tokenisers: {names}. Give the path of one of them.")
-        if files:
-            return _of_model_file(files[0], settings)
-    return None
+    names = (FILE_NAME, *(name for pair in vocab_merges.PAIRS for name in pair), "tokenizer.model")
+    found = [folder / name for name in names if (folder / name).exists()]
+    for pattern in () if found else ("*.model", "*.tiktoken"):
+        found = found or sorted(folder.glob(pattern))
+        if len(found) > 1:
+            several = ", ".join(file.name for file in found)
+            raise UserError(f"{folder} holds several tokenisers: {several}. Give the path of one of them.")
+    return _of_file(found[0], Settings.read(folder)) if found else None
 
 
 def parse(content: str, where: str, settings: Settings | None = None) -> Tokenizer:
     """Returns the tokeniser whose tokenizer.json has the text `content`, with the settings given or, from a file that
     `Tokenizer.save` wrote, those inside. Raises UserError, naming `where`, if it is not one."""
     content, inside = disclose(content, where)
-    settings = inside if settings is None or not settings.files else settings
+    tokenizer = _described(content, where, inside if settings is None or not settings.files else settings)
+    try:
+        _ = tokenizer.frame, tokenizer.checked(tokenizer.stop_ids)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return tokenizer
+
+
+def _described(content: str, where: str, settings: Settings) -> Tokenizer:
     try:
         description = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -138,13 +132,22 @@ def parse(content: str, where: str, settings: Settings | None = None) -> Tokeniz
     return bpe.LibraryTokenizer.parse(content, where, settings)
 
 
-def _of_model_file(path: Path, settings: Settings) -> Tokenizer:
-    """The tokeniser of a SentencePiece model or a tiktoken file, whichever of the two it is."""
-    file = read_bytes(path)
-    read = (
-        tiktoken_file if path.suffix == ".tiktoken" or tiktoken_file.is_tiktoken(file[:4096]) else sentencepiece_model
-    )
-    return parse(read.content(file, path.name, settings), str(path), settings)
+def _of_file(path: Path, settings: Settings) -> Tokenizer:
+    """The tokeniser of one file, or of the pair that it is one of."""
+    pair = next((pair for pair in vocab_merges.PAIRS if path.name in pair), None)
+    if pair and path.exists():
+        vocab, merges = (path.with_name(name) for name in pair)
+        content = vocab_merges.content(vocab, merges, settings)
+    elif path.suffix in (".model", ".tiktoken"):
+        file = read_bytes(path, LARGEST_FILE)
+        # Llama 3 and GLM-4 call a tiktoken file tokenizer.model
+        if path.suffix == ".tiktoken" or tiktoken_file.is_tiktoken(file):
+            content = tiktoken_file.content(file, str(path), settings)
+        else:
+            content = sentencepiece_model.content(file)
+    else:
+        content = read_utf8(path, LARGEST_FILE)
+    return parse(content, str(path), settings)
 
 
 def _characters(source: Source) -> set[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from research.core.errors import UserError
-from research.data.encoding import END_OF_TEXT, byte_level_alphabet
+from research.data.encoding import byte_level_alphabet
 from research.data.files import read_utf8
-from research.data.pretrained import Settings
+from research.data.pretrained import END_OF_TEXT, LARGEST_FILE, LARGEST_ID, AddedToken, Settings
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
@@ -31,25 +31,12 @@ _CLASSES = {  # the pattern that splits a text before BPE, None for GPT-2's, and
 }
 
 
-def find(folder: Path) -> tuple[Path, Path] | None:
-    """Returns the two files in a folder, None where there are none. Raises UserError for one without the other."""
-    for names in PAIRS:
-        if any((folder / name).is_file() for name in names):
-            return pair(folder, names)
-    return None
-
-
-def pair(folder: Path, names: tuple[str, str]) -> tuple[Path, Path]:
-    """Returns two files of a folder. Raises UserError where one of them is missing."""
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder} has no {missing[0]}: of {' and '.join(names)}, one needs the other.")
-    return folder / names[0], folder / names[1]
-
-
 def content(vocab: Path, merges: Path, settings: Settings) -> str:
-    """Returns the tokenizer.json text of the two files. Raises UserError for files that are not what they should be, and for a
+    """Returns the tokenizer.json text of the two files. Raises UserError where one is missing or is not what it should be, and for a
     `tokenizer_class` whose pattern is not known."""
+    for path in (vocab, merges):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: of {vocab.name} and {merges.name}, one needs the other.")
     if settings.tokenizer_class not in _CLASSES:
         known = ", ".join(filter(None, _CLASSES))
         raise UserError(
@@ -58,29 +45,38 @@ def content(vocab: Path, merges: Path, settings: Settings) -> str:
         )
     pattern, normalizer = _CLASSES[settings.tokenizer_class]
     ids = _vocabulary(vocab)
+    prefix = bool(settings.config.get("add_prefix_space"))
+    description = byte_level_bpe(ids, _merges(merges, ids), pattern, normalizer, add_prefix_space=prefix)
+    if END_OF_TEXT in ids:
+        description["added_tokens"] = [{"id": ids[END_OF_TEXT], **vars(AddedToken(END_OF_TEXT))}]
+    return json.dumps(description, ensure_ascii=False)
+
+
+def byte_level_bpe(
+    ids: dict[str, int], merges: list[list[str]], pattern: str | None, normalizer: str | None, *, add_prefix_space: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the tokenizer.json of a byte-level BPE without added tokens. `pattern` splits a text before the merges (None: GPT-2's),
+    `normalizer` is a Unicode form."""
     plain: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    split = {**plain, "add_prefix_space": bool(settings.config.get("add_prefix_space")), "use_regex": pattern is None}
+    split = {**plain, "add_prefix_space": add_prefix_space, "use_regex": pattern is None}
     if pattern is not None:
         before = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         split = {"type": "Sequence", "pretokenizers": [before, split]}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    ends = [{"id": ids[END_OF_TEXT], "content": END_OF_TEXT, **flags, "special": True}] if END_OF_TEXT in ids else []
-    description = {
-        **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": ends},
+    return {
+        **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": []},
         **{"normalizer": {"type": normalizer} if normalizer else None, "pre_tokenizer": split},
         **{"post_processor": None, "decoder": {**plain, "use_regex": True}},
-        "model": {"type": "BPE", "vocab": ids, "merges": _merges(merges, ids)},
+        "model": {"type": "BPE", "vocab": ids, "merges": merges},
     }
-    return json.dumps(description, ensure_ascii=False)
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
     try:
-        ids = json.loads(read_utf8(path))
+        ids = json.loads(read_utf8(path, LARGEST_FILE))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}. Get the file again.") from error
-    if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
-        raise UserError(f"{path} is not a vocabulary: expected a JSON object of ids by token.")
+    if not isinstance(ids, dict) or not all(type(i) is int and 0 <= i < LARGEST_ID for i in ids.values()):
+        raise UserError(f"{path} is not a vocabulary: expected a JSON object of ids (0 to {LARGEST_ID - 1}) by token.")
     if len(set(ids.values())) < len(ids):
         raise UserError(f"{path} gives two tokens the same id. Get the file again.")
     missing = [character for character in byte_level_alphabet() if character not in ids]
@@ -94,14 +90,22 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 def _merges(path: Path, ids: dict[str, int]) -> list[list[str]]:
     pairs = []
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+    for number, line in enumerate(read_utf8(path, LARGEST_FILE).split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not all(part in ids for part in (*pair, "".join(pair))):
             raise UserError(
-                f"{path}, line {number}: {line[:80]!r} is not a pair of tokens of the vocabulary that join to one."
+                f"{path}, line {number}: {line[:80]!r} is not a pair of tokens of the vocabulary that join to one. "
+                "Get the file again."
             )
         pairs.append(pair)
+    # special tokens are in the vocabulary without a merge, but they are few
+    unmade = sum(len(token) > 1 for token in ids) - len({"".join(pair) for pair in pairs})
+    if unmade > 16 + len(ids) // 100:
+        raise UserError(
+            f"{path} makes {len(pairs)} tokens, but {unmade} more of the vocabulary have no merge: it is not whole, or "
+            "of another vocabulary. Get the file again."
+        )
     return pairs

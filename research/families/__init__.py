@@ -29,7 +29,7 @@ from research.model.config import ModelConfig
 
 _ALL = (
     gpt2.FAMILY, gpt3.FAMILY, glm130b.FAMILY, gpt_neox.FAMILY, llama.FAMILY, mistral.FAMILY, mixtral.FAMILY, qwen2.FAMILY, qwen3.FAMILY,
-    qwen3_moe.FAMILY, gemma.FAMILY, gemma2.FAMILY, gemma3.FAMILY, chatglm.FAMILY, glm4.FAMILY, glm4.FAMILY_0414, phi3.FAMILY, olmo2.FAMILY,
+    qwen3_moe.FAMILY, gemma.FAMILY, gemma2.FAMILY, gemma3.FAMILY, glm4.FAMILY, glm4.FAMILY_0414, chatglm.FAMILY, phi3.FAMILY, olmo2.FAMILY,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 PRESETS: dict[str, ModelConfig] = {name: config for family in _ALL for name, config in family.presets.items()}
@@ -70,4 +70,5 @@ def of_config(config: ModelConfig) -> Family:
             return family
         except UserError as error:
             refusals.append(str(error))
-    raise UserError(f"no family's config.json can hold this model; the nearest: {min(refusals, key=len)}")
+    nearest = min(refusals, key=lambda refusal: ("cannot say" not in refusal, refusal.count("model.")))
+    raise UserError(f"no family's config.json can hold this model; the nearest: {nearest}")

@@ -7,7 +7,6 @@ stretched in two ways: ChatGLM3's `rope_ratio` multiplies the rotary base, ChatG
 from collections.abc import Mapping
 from typing import Any
 
-from research.core.errors import UserError
 from research.families import llama
 from research.families.family import Family
 from research.families.fields import Fields
@@ -44,8 +43,6 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
 def config_to_hf(c: ModelConfig) -> dict[str, Any]:
     """To THUDM's ChatGLMConfig."""
     linear = c.rope.scaling == "linear"
-    if c.tied:
-        raise UserError("model.tied is True; ChatGLM's files hold a head of their own")
     return {
         "_name_or_path": NAMES if linear else "THUDM/chatglm3-6b",
         "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": CODE, "AutoModelForCausalLM": CODE},

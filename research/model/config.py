@@ -112,7 +112,7 @@ class MoEConfig:
         )
         for name in ("width", "shared_width", "capacity_factor"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"model.moe.{name}", value, "a number above 0")
+            require(value is None or 0 < value < math.inf, f"model.moe.{name}", value, "a number above 0")
         require(
             not self.shared_gate or self.shared_width is not None,
             "model.moe.shared_gate",

@@ -6,9 +6,9 @@ from research.model.config import ModelConfig, Slot
 
 
 def keys_per_query(slot: Slot, config: ModelConfig, T: int) -> float:
-    """How many keys a query of a length-T sequence is charged for: T for full attention, as published figures count it (no credit for
-    causality), at most the window for sliding, the window and every stride-th key before it for strided."""
-    if slot.pattern == "full":
+    """How many keys a query of a length-T sequence is charged for: T for full and prefix attention, as published figures count it (no
+    credit for causality), at most the window for sliding, the window and every stride-th key before it for strided."""
+    if slot.pattern in ("full", "prefix"):
         return T
     near = min(T, config.window)
     return near if slot.pattern == "sliding" else near + (T - near) / config.stride

@@ -6,7 +6,7 @@ Two implementations give the same output and gradients. `ragged` lays the tokens
 through the blocks, so an expert works on its own tokens alone. `dense` leaves tokens where they are: without a capacity every expert
 works on every token and the gates weigh the results, with one tokens are dealt into the experts' queues by matrix products (GShard, arXiv
 2006.16668), which the compiler can spread over an `expert` mesh axis. Both work under vmap. `auto` takes `dense` where experts or the sequence are
-spread over devices, or when a token visits more than half of all experts, and `ragged` otherwise.
+spread over devices and `ragged` otherwise, which on a CPU is faster even where a token visits every expert.
 
 `jax.lax.ragged_dot` is not used: CPUs and NVIDIA GPUs expand it to every expert on every token, with zeros (4 to 20 times the time of the
 blocks on a CPU), and its gradient under vmap is not implemented.
@@ -71,21 +71,19 @@ def expert_width(config: ModelConfig) -> int:
     return config.F if config.moe.width is None else config.moe.width
 
 
-def capacity(moe: MoEConfig, T: int) -> int | None:
-    """How many tokens of a sequence of T an expert takes: `capacity_factor x T x top_k / experts` rounded up, computed exactly from the
-    factor as it is written; T at most, since a token chooses an expert once. None: all that come."""
-    if moe.capacity_factor is None:
-        return None
-    return min(T, math.ceil(Fraction(repr(moe.capacity_factor)) * T * moe.top_k / moe.experts))
+def capacities(moe: MoEConfig, T: int) -> list[int]:
+    """How many tokens of a sequence an expert takes, for sequences of 0 to T: `capacity_factor x length x top_k / experts` rounded up, computed
+    exactly from the factor as it is written; the length at most, since a token chooses an expert once."""
+    share = Fraction(repr(moe.capacity_factor)) * moe.top_k / moe.experts
+    return [min(length, -(-share.numerator * length // share.denominator)) for length in range(T + 1)]
 
 
 def implementation(config: ModelConfig) -> str:
     """`ragged` or `dense`: what the config asks for, or what `auto` takes on the mesh in use."""
-    moe = config.moe
-    if moe.implementation != "auto":
-        return moe.implementation
+    if config.moe.implementation != "auto":
+        return config.moe.implementation
     spread = sharding.axis_size("expert") > 1 or sharding.axis_size("sequence") > 1
-    return "dense" if spread or 2 * moe.top_k > moe.experts else "ragged"
+    return "dense" if spread else "ragged"
 
 
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, written_BT: jax.Array | None = None):
@@ -112,7 +110,7 @@ def route(router_DE: jax.Array, x_BTD: jax.Array, moe: MoEConfig, written_BT: ja
 
     Gates are the softmax over all experts at the `top_k` largest (equal ones: the lower index), made to sum to 1 where `normalise`, before any
     is dropped. With a capacity the queues of a sequence fill in the order of GShard: the first choices of all its tokens by position, then
-    the second choices, and so on; sequences do not compete. With a cache a sequence is what one call brings.
+    the second choices, and so on; sequences do not compete. With a cache a sequence is what one call brings, padding aside.
 
     `aux["balance"]` is Switch's E sum_e f_e P_e (arXiv 2101.03961, equation 4) for top_k choices: f_e counts the choices of e per token, dropped
     or not, and P_e is its mean probability, so an even load gives top_k. `aux["router_z"]` is the mean squared logsumexp of the logits (ST-MoE,
@@ -122,18 +120,29 @@ def route(router_DE: jax.Array, x_BTD: jax.Array, moe: MoEConfig, written_BT: ja
         logits_BTE = dot(at_least_float32(x_BTD), router_DE)
     logits_BTE = sharding.constrain(logits_BTE, "batch", "sequence", None)
     p_BTE = jax.nn.softmax(logits_BTE)
-    experts_BTJ = jax.lax.top_k(jax.lax.stop_gradient(p_BTE), moe.top_k)[1]
+    experts_BTJ = _best(jax.lax.stop_gradient(p_BTE), moe.top_k)
     chosen_BTJE = jax.nn.one_hot(experts_BTJ, moe.experts, dtype=p_BTE.dtype)
     gates_BTJ = jnp.einsum("BTE,BTJE->BTJ", p_BTE, chosen_BTJE)  # the gradient of top_k's own values would be a scatter
     if moe.normalise:
         gates_BTJ = gates_BTJ / jnp.sum(gates_BTJ, axis=-1, keepdims=True)
     real_BT = jnp.ones(x_BTD.shape[:2], bool) if written_BT is None else written_BT >= 0
     kept_BTJ = jnp.broadcast_to(real_BT[..., None], experts_BTJ.shape)
-    queue_BTJ, places = _queue(chosen_BTJE, kept_BTJ), capacity(moe, x_BTD.shape[1])
-    if places is not None:
-        kept_BTJ = kept_BTJ & (queue_BTJ < places)
+    queue_BTJ = _queue(chosen_BTJE, kept_BTJ)
+    if moe.capacity_factor is not None:  # of the real tokens, so that what pads a batch changes no row of it
+        places_B = jnp.asarray(capacities(moe, x_BTD.shape[1]))[jnp.sum(real_BT, axis=1)]
+        kept_BTJ = kept_BTJ & (queue_BTJ < places_B[:, None, None])
     routing = Routing(experts_BTJ, chosen_BTJE, jnp.where(kept_BTJ, gates_BTJ, 0), queue_BTJ, kept_BTJ)
     return routing, _losses(logits_BTE, p_BTE, chosen_BTJE, real_BT)
+
+
+def _best(p_BTE: jax.Array, top_k: int) -> jax.Array:
+    """The indices (B, T, J) of the largest entries, the best first. By maxima in turn, which stay on the device whose rows they are:
+    `lax.top_k` would gather the rows of all devices."""
+    best = []
+    for _ in range(top_k):
+        best.append(jnp.argmax(p_BTE, axis=-1))
+        p_BTE = jnp.where(jax.nn.one_hot(best[-1], p_BTE.shape[-1], dtype=bool), -1, p_BTE)
+    return jnp.stack(best, axis=-1).astype(jnp.int32)
 
 
 def _queue(chosen_BTJE: jax.Array, real_BTJ: jax.Array) -> jax.Array:
@@ -155,26 +164,31 @@ def _losses(logits_BTE, p_BTE, chosen_BTJE, real_BT) -> dict[str, jax.Array]:
 def _every_expert(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Every expert on every token, weighed by the gates: 0 for most."""
     weights_BTE = jnp.einsum("BTJ,BTJE->BTE", routing.gates_BTJ, routing.chosen_BTJE).astype(x_BTD.dtype)
-    each = jax.vmap(dot, in_axes=(None, 0), out_axes=2)
-    h_BTEF = _activated([each(x_BTD, p[name]) for name in _inner_names(config)], config)
+    inner = [jnp.einsum("BTD,EDF->BTEF", x_BTD, w_EDF) for w_EDF in (p[name] for name in _inner_names(config))]
+    h_BTEF = _activated(inner, config)
     h_BTEF = sharding.constrain(h_BTEF * weights_BTE[..., None], "batch", "sequence", "experts", "mlp")
     w_EFD = p["out"]
-    return dot(h_BTEF, w_EFD, inputs=2)
+    return jnp.einsum("BTEF,EFD->BTD", h_BTEF, w_EFD)
 
 
 def _queues(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Every expert on its queue of every sequence. Dealing out and collecting are products with one-hot arrays (B, T, E, C)."""
-    C = capacity(config.moe, x_BTD.shape[1]) or x_BTD.shape[1]
+    C = capacities(config.moe, x_BTD.shape[1])[-1]
     place_BTJC = jax.nn.one_hot(jnp.where(routing.kept_BTJ, routing.queue_BTJ, -1), C, dtype=routing.gates_BTJ.dtype)
     gates_BTJ, chosen_BTJE, dtype = routing.gates_BTJ, routing.chosen_BTJE, x_BTD.dtype
     deal_BTEC = jnp.einsum("BTJE,BTJC->BTEC", chosen_BTJE, place_BTJC).astype(dtype)
     collect_BTEC = jnp.einsum("BTJ,BTJE,BTJC->BTEC", gates_BTJ, chosen_BTJE, place_BTJC).astype(dtype)
     x_EBCD = sharding.constrain(jnp.einsum("BTEC,BTD->EBCD", deal_BTEC, x_BTD), "experts", "batch", None, None)
-    each = jax.vmap(dot)
-    h_EBCF = _activated([each(x_EBCD, p[name]) for name in _inner_names(config)], config)
+    h_EBCF = _activated([_each(x_EBCD, p[name]) for name in _inner_names(config)], config)
     h_EBCF = sharding.constrain(h_EBCF, "experts", "batch", None, "mlp")
-    y_EBCD = sharding.constrain(each(h_EBCF, p["out"]), "experts", "batch", None, None)
+    y_EBCD = sharding.constrain(_each(h_EBCF, p["out"]), "experts", "batch", None, None)
     return jnp.einsum("BTEC,EBCD->BTD", collect_BTEC, y_EBCD)
+
+
+def _each(x_EBCD, w_EDF):
+    """Every expert's rows times its matrix, (E, B, C, F). Folded into one axis, for which CPUs compute gradients faster."""
+    x_ERD = x_EBCD.reshape(x_EBCD.shape[0], -1, x_EBCD.shape[3])
+    return jnp.einsum("ERD,EDF->ERF", x_ERD, w_EDF).reshape(*x_EBCD.shape[:3], -1)
 
 
 def _activated(inner: list[jax.Array], config: ModelConfig) -> jax.Array:

@@ -25,7 +25,8 @@ OnText = Callable[[int, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One continuation. `text` excludes the prompt and the stop string; `tokens` are all ids that were drawn.
+    """One continuation. `text` excludes the prompt, the stop string, and a last character that is not complete; `tokens` are
+    all ids that were drawn.
 
     `finish_reason`: "stop" (a stop string; a stop token, then the last of `tokens`; a constraint that lets nothing
     follow), "length" (`max_tokens`), "context" (no learned position is left), "none" (a beam search found no further
@@ -77,9 +78,9 @@ def generate(
     fields of `research.sample.Sampling`; `draft`, a smaller model, speeds them up; `on_text(row, text)` gets each text as it
     grows. Raises UserError as `continuations` does, for no prompt, and for a model without a tokeniser.
     """
-    if not isinstance(prompt, str) and len(prompt) == 0:
-        raise UserError("there is no prompt: give a text, token ids, or a list of either")
     one = Q.is_one(prompt)
+    if not one and len(prompt) == 0:
+        raise UserError("there is no prompt; give a text, at least one token id, or a list of such prompts")
     how, loaded = sampling_of(options), opened(model)
     if loaded.tokenizer is None:
         raise UserError("the model has no tokeniser, so there is no text; sample.continuations gives token ids")

@@ -21,10 +21,11 @@ Prompt = str | Sequence[int] | np.ndarray
 
 def is_one(prompts: Any) -> bool:
     """Whether this is one prompt, a text or its ids, and not several."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):  # what is no prompt at all, `prompt_ids` refuses
         return True
-    if isinstance(prompts, np.ndarray):
-        return prompts.ndim == 1 and prompts.dtype != object and not np.issubdtype(prompts.dtype, np.str_)
+    if hasattr(prompts, "ndim"):
+        prompts = np.asarray(prompts)
+        return prompts.ndim < 2 and prompts.dtype.kind not in "OU"
     return len(prompts) > 0 and all(isinstance(one, (int, np.integer)) for one in prompts)
 
 

@@ -32,7 +32,7 @@ class Row:
 
     Text that may be the beginning of a stop string is held back until that is decided. `reason` is None while the row
     goes on; afterwards `tokens` are all that were drawn, the one that ended it included, and `text` is what they say,
-    up to the stop string.
+    up to the stop string, or to a character that they only begin.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Row:
     def _show(self) -> str:
         """What of the held text can be shown now: all that a stop string leaves of it, once the row has ended."""
         if self.reason and self._decoder is not None:
-            self._held += self._decoder.finish()
+            self._held += self._decoder.finish().rstrip("\ufffd")  # what begins a character is no text yet
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.reason = "stop"

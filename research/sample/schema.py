@@ -1,13 +1,12 @@
 """JSON schemas as regular expressions of the JSON texts that satisfy them.
 
-The library writes the expression, but it ignores keywords that it does not know, and some that it does know it takes for
-something else. So a schema is first brought into the part that it translates faithfully, references put in place, and
-anything outside that part is refused by name. Every text matched satisfies the schema, but not every text that satisfies it
-is matched: properties come in the schema's order and no others are added, at most one space stands between tokens, strings
-hold no \\u escapes, and numbers with an exponent write its sign.
+Every text matched satisfies the schema, but not every text that satisfies it is matched: properties come in the schema's order
+and no others are added, at most one space stands between tokens, strings hold no control characters and no \\u escapes, and a
+given value is written one way. What cannot be said so is refused by name.
 """
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,22 @@ _OF_TYPE = {
     "object": {"properties", "required", "additionalProperties"},
 }
 _DEPTH = 2  # how deep arrays and objects nest where a schema allows anything
+
+_INTEGER = "-?(?:0|[1-9][0-9]*)"
+_PLAIN = {
+    "integer": _INTEGER,
+    "number": rf"{_INTEGER}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?",
+    "boolean": "(?:true|false)",
+    "null": "null",
+}
+_CHARACTER = r'(?:[^"\\\x00-\x1f\x7f-\x9f]|\\["\\/bfnrt])'
+_TEXT = f'"{_CHARACTER}*"'
+_SPACE = " ?"
+_COMMA = f"{_SPACE},{_SPACE}"
 _FORMATS = {
-    "date": "[0-9]{4}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)",  # no leap days
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "date": "[0-9]{4}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)",  # no leap days
+    "time": r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])",
+    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }
 _FORMATS["date-time"] = f"{_FORMATS['date']}T{_FORMATS['time']}"
 
@@ -48,21 +59,13 @@ def to_regex(schema: str | Schema) -> str:
     """
     try:
         root = json.loads(schema) if isinstance(schema, str) else json.loads(json.dumps(schema))
-        plain = _plain(root, root, "#", ())
+        return _regex(root, root, "#", ())
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"the JSON schema {automata.shown(str(schema))} cannot be read: {error}") from error
-    try:
-        from outlines_core.json_schema import build_regex_from_schema
-    except ImportError as error:
-        raise UserError(automata.MISSING) from error
-    try:
-        return build_regex_from_schema(json.dumps(plain))
-    except Exception as error:
-        raise UserError(f"the JSON schema {automata.shown(str(schema))} cannot be compiled: {error}") from error
 
 
-def _plain(node: Any, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
-    """The schema `node` in the library's faithful part; `inside` are the references that it stands in."""
+def _regex(node: Any, root: Any, where: str, inside: tuple[str, ...]) -> str:
+    """The expression of the schema `node` at the place `where`; `inside` are the references that it stands in."""
     if node is True:
         return _anything(_DEPTH)
     if not isinstance(node, dict):
@@ -72,7 +75,7 @@ def _plain(node: Any, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
         return _anything(_DEPTH)
     if "$ref" in node:
         _only(node, {"$ref"}, where)
-        return _plain(_target(node["$ref"], root, where, inside), root, node["$ref"], (*inside, node["$ref"]))
+        return _regex(_target(node["$ref"], root, where, inside), root, node["$ref"], (*inside, node["$ref"]))
     for name in ("anyOf", "allOf"):
         if name in node:
             _only(node, {name}, where)
@@ -80,17 +83,37 @@ def _plain(node: Any, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
     if "enum" in node or "const" in node:
         return _values(node, where)
     types = node.get("type", "object" if "properties" in node else None)
-    if isinstance(types, list):
-        return {"anyOf": [_typed(node, one, types, root, where, inside) for one in _full_list(types, f"{where}/type")]}
-    return _typed(node, types, [types], root, where, inside)
+    types = _full_list(types, f"{where}/type") if isinstance(types, list) else [types]
+    return _any(_typed(node, one, types, root, where, inside) for one in types)
 
 
-def _anything(depth: int) -> Schema:
-    kinds: list[Schema] = [{"type": kind} for kind in ("string", "number", "boolean", "null")]
+def _any(options: Any) -> str:
+    return f"(?:{'|'.join(options)})"
+
+
+def _anything(depth: int) -> str:
+    kinds = [_TEXT, *(_PLAIN[kind] for kind in ("number", "boolean", "null"))]
     if depth:
-        kinds.append({"type": "object", "additionalProperties": _anything(depth - 1)})
-        kinds.append({"type": "array", "items": _anything(depth - 1)})
-    return {"anyOf": kinds}
+        kinds += [_map(_anything(depth - 1)), _list(_anything(depth - 1))]
+    return _any(kinds)
+
+
+def _list(item: str, least: int = 0, most: int | None = None) -> str:
+    """An array of at least `least` and at most `most` items."""
+    return rf"\[{_SPACE}{_repeated(item, least, most)}{_SPACE}\]"
+
+
+def _map(value: str) -> str:
+    """An object of any names."""
+    pairs = _repeated(f"{_TEXT}{_SPACE}:{_SPACE}{value}", 0, None)
+    return rf"\{{{_SPACE}{pairs}{_SPACE}\}}"
+
+
+def _repeated(item: str, least: int, most: int | None) -> str:
+    if most == 0:
+        return ""
+    more = f"{item}(?:{_COMMA}{item}){{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
+    return more if least else f"(?:{more})?"
 
 
 def _target(name: Any, root: Any, where: str, inside: tuple[str, ...]) -> Any:
@@ -109,25 +132,26 @@ def _target(name: Any, root: Any, where: str, inside: tuple[str, ...]) -> Any:
     return node
 
 
-def _choice(options: Any, name: str, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
+def _choice(options: Any, name: str, root: Any, where: str, inside: tuple[str, ...]) -> str:
     options = _full_list(options, f"{where}/{name}")
     if name == "allOf" and len(options) > 1:
         raise UserError(f"JSON schema at {where}: allOf of several is not supported. Write them as one schema.")
-    return {"anyOf": [_plain(option, root, f"{where}/{name}/{i}", inside) for i, option in enumerate(options)]}
+    return _any(_regex(option, root, f"{where}/{name}/{i}", inside) for i, option in enumerate(options))
 
 
-def _values(node: Schema, where: str) -> Schema:
+def _values(node: Schema, where: str) -> str:
     """`enum` or `const`, whose values are already right or wrong by the type beside them."""
     _only(node, {"enum", "type"} if "enum" in node else {"const", "type"}, where)
     values = _full_list(node["enum"], f"{where}/enum") if "enum" in node else [node["const"]]
-    if any(isinstance(value, (dict, list)) for value in values):
-        raise UserError(
-            f"JSON schema at {where}: objects and arrays as values are not supported. Describe them by type."
-        )
     types = node.get("type")
     types = [types] if isinstance(types, str) else types
     values = [value for value in values if types is None or any(_is(value, kind) for kind in types)]
-    return {"enum": _full_list(values, where)}
+    return _any(_written(value) for value in _full_list(values, where))
+
+
+def _written(value: Any) -> str:
+    """A given value, escaped."""
+    return re.sub(r"[\\.+*?()|\[\]{}^$]", r"\\\g<0>", json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -137,37 +161,42 @@ def _is(value: Any, kind: Any) -> bool:
         "boolean": isinstance(value, bool),
         "null": value is None,
         "number": number,
+        "integer": number and float(value).is_integer(),
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
     }
-    return checks.get(kind, kind == "integer" and number and float(value).is_integer())
+    return checks.get(kind, False)
 
 
-def _typed(node: Schema, kind: Any, kinds: list, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
+def _typed(node: Schema, kind: Any, kinds: list, root: Any, where: str, inside: tuple[str, ...]) -> str:
     if not isinstance(kind, str) or kind not in _OF_TYPE:
         raise UserError(
             f"JSON schema at {where}: {_names(node)} without a type among {_names(_OF_TYPE)} is not supported."
         )
     _only(node, {"type"}.union(*(_OF_TYPE.get(one, ()) for one in kinds if isinstance(one, str))), where)
-    node = {name: value for name, value in node.items() if name in _OF_TYPE[kind]}
     if kind == "string":
-        return _string(node, where)
+        return f'"{_string(node, where)}"'
     if kind == "array":
         return _array(node, root, where, inside)
     if kind == "object":
         return _object(node, root, where, inside)
-    return {"type": kind}
+    return _PLAIN[kind]
 
 
-def _string(node: Schema, where: str) -> Schema:
-    sizes = _sizes(node, "minLength", "maxLength", where)
-    if len({"pattern", "format"} & node.keys()) + bool(sizes) > 1:
-        raise UserError(f"JSON schema at {where}: {_names(node)} together are not supported. Write one pattern.")
+def _string(node: Schema, where: str) -> str:
+    """What stands between the quotes."""
+    least, most = _sizes(node, "minLength", "maxLength", where)
+    given = node.keys() & {"pattern", "format"}
+    if len(given) + bool(node.keys() & {"minLength", "maxLength"}) > 1:
+        names = node.keys() & _OF_TYPE["string"]
+        raise UserError(f"JSON schema at {where}: {_names(names)} together are not supported. Write one pattern.")
     if "format" in node and node["format"] not in _FORMATS:
         raise UserError(
             f"JSON schema at {where}: format {node['format']!r} is not supported. Known: {_names(_FORMATS)}."
         )
-    pattern = _FORMATS[node["format"]] if "format" in node else node.get("pattern")
-    if pattern is None:
-        return {"type": "string", **sizes}
+    if not given:
+        return f"{_CHARACTER}{{{least},{'' if most is None else most}}}"
+    pattern = _FORMATS[node["format"]] if "format" in node else node["pattern"]
     if not isinstance(pattern, str):
         raise UserError(f"JSON schema at {where}: the pattern {pattern!r} is not a string.")
     pattern = automata.without_anchors(pattern)
@@ -177,46 +206,61 @@ def _string(node: Schema, where: str) -> Schema:
             f"JSON schema at {where}: the pattern {pattern!r} matches quotes, backslashes or control characters, which a JSON "
             r'string cannot hold as they are. Leave them out, as in [^"\\\x00-\x1f] for a dot.'
         )
-    return {"type": "string", "pattern": f"(?:{pattern})"}
+    return f"(?:{pattern})"
 
 
-def _array(node: Schema, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
-    sizes = _sizes(node, "minItems", "maxItems", where)
-    if "prefixItems" in node:
-        first = _full_list(node["prefixItems"], f"{where}/prefixItems")
-        if not sizes.get("minItems", 0) <= len(first) <= sizes.get("maxItems", len(first)):
-            raise UserError(
-                f"JSON schema at {where}: only as many items as prefixItems describes are supported, {len(first)}."
-            )
-        return {"prefixItems": [_plain(one, root, f"{where}/prefixItems/{i}", inside) for i, one in enumerate(first)]}
-    return {"type": "array", "items": _plain(node.get("items", True), root, f"{where}/items", inside), **sizes}
+def _array(node: Schema, root: Any, where: str, inside: tuple[str, ...]) -> str:
+    least, most = _sizes(node, "minItems", "maxItems", where)
+    if "prefixItems" not in node:
+        return _list(_regex(node.get("items", True), root, f"{where}/items", inside), least, most)
+    first = _full_list(node["prefixItems"], f"{where}/prefixItems")
+    if not least <= len(first) <= (len(first) if most is None else most):
+        raise UserError(
+            f"JSON schema at {where}: only as many items as prefixItems describes are supported, {len(first)}."
+        )
+    items = [_regex(one, root, f"{where}/prefixItems/{i}", inside) for i, one in enumerate(first)]
+    return rf"\[{_SPACE}{_COMMA.join(items)}{_SPACE}\]"
 
 
-def _object(node: Schema, root: Any, where: str, inside: tuple[str, ...]) -> Schema:
+def _object(node: Schema, root: Any, where: str, inside: tuple[str, ...]) -> str:
     properties, required = node.get("properties", {}), node.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         raise UserError(f"JSON schema at {where}: properties are an object and required is a list of their names.")
     if unknown := [name for name in required if name not in properties]:
         raise UserError(f"JSON schema at {where}: required {_names(unknown)} is not among its properties.")
-    if odd := [name for name in properties if json.dumps(name, ensure_ascii=False) != f'"{name}"']:
-        raise UserError(
-            f"JSON schema at {where}: the property name {odd[0]!r} has quotes, backslashes or control characters."
-        )
     more = node.get("additionalProperties", True)
-    if "properties" in node or more is False:
-        inner = {name: _plain(value, root, f"{where}/properties/{name}", inside) for name, value in properties.items()}
-        return {"type": "object", "properties": inner, "required": required}
-    values = _anything(_DEPTH - 1) if more is True else _plain(more, root, f"{where}/additionalProperties", inside)
-    return {"type": "object", "additionalProperties": values}
+    if "properties" not in node and more is not False:
+        inner = _anything(_DEPTH - 1) if more is True else _regex(more, root, f"{where}/additionalProperties", inside)
+        return _map(inner)
+    pairs = [
+        (
+            f"{_written(name)}{_SPACE}:{_SPACE}{_regex(value, root, f'{where}/properties/{name}', inside)}",
+            name in required,
+        )
+        for name, value in properties.items()
+    ]
+    return rf"\{{{_SPACE}{_in_order(pairs)}{_SPACE}\}}"
 
 
-def _sizes(node: Schema, least: str, most: str, where: str) -> Schema:
+def _in_order(pairs: list[tuple[str, bool]]) -> str:
+    """Parts in their order with commas between them; those without True may be left out."""
+
+    def behind(i: int) -> str:
+        return "".join(f"{_COMMA}{one}" if needed else f"(?:{_COMMA}{one})?" for one, needed in pairs[i + 1 :])
+
+    first = next((i for i, (_, needed) in enumerate(pairs) if needed), None)
+    if first is None:
+        return f"{_any(one + behind(i) for i, (one, _) in enumerate(pairs))}?" if pairs else ""
+    before = "".join(f"(?:{one}{_COMMA})?" for one, _ in pairs[:first])
+    return before + pairs[first][0] + behind(first)
+
+
+def _sizes(node: Schema, least: str, most: str, where: str) -> tuple[int, int | None]:
     sizes = {name: node[name] for name in (least, most) if name in node}
-    if any(type(size) is not int or size < 0 for size in sizes.values()) or sizes.get(least, 0) > sizes.get(
-        most, np.inf
-    ):
+    found = sizes.get(least, 0), sizes.get(most)
+    if any(type(size) is not int or size < 0 for size in sizes.values()) or (most in sizes and found[0] > found[1]):
         raise UserError(f"JSON schema at {where}: {sizes} are not numbers from 0, the smaller first.")
-    return sizes
+    return found
 
 
 def _full_list(value: Any, where: str) -> list:

@@ -273,12 +273,10 @@ def residual(p_BV: jax.Array, q_BV: jax.Array) -> jax.Array:
 
 
 def distribution(logits_BV: jax.Array, filters: F.Filters) -> jax.Array:
-    """The probabilities (B, V) that `filters.sample` draws from: 1 at the best token where it is greedy."""
-    best_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[1], dtype=jnp.float32)
+    """The probabilities (B, V) that `filters.sample` draws from: 1 at the best token without a temperature."""
     if filters.temperature is None:
-        return best_BV
-    greedy_B = jnp.broadcast_to(filters.temperature == 0, len(logits_BV))
-    return jnp.where(greedy_B[:, None], best_BV, jax.nn.softmax(F.filtered(logits_BV, filters), axis=-1))
+        return jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[1], dtype=jnp.float32)
+    return jax.nn.softmax(F.filtered(logits_BV, filters), axis=-1)
 
 
 def draw(weights_BV: jax.Array, keys_B: jax.Array | None) -> jax.Array:

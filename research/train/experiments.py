@@ -18,8 +18,8 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """The names of the project's own experiments."""
-    return sorted(file.stem for file in folder().glob("*.py") if not file.stem.startswith("_"))
+    """The names of the project's own experiments: the scripts that define an EXPERIMENT."""
+    return sorted(file.stem for file in folder().glob("*.py") if "\nEXPERIMENT = " in file.read_text(encoding="utf-8"))
 
 
 def load(name: str) -> Experiment:

@@ -19,7 +19,7 @@ from research.train.console import Console, duration
 from research.train.program import Program
 from research.train.rundir import RunDir, read_metrics, read_samples
 from research.train.signals import Signals
-from research.train.step import State
+from research.train.step import METRICS, State
 
 Record = dict[str, Any]
 
@@ -176,6 +176,7 @@ class Loop:
             "learning_rate": metrics["learning_rate"], "update_ratio": metrics["update_ratio"], "skipped": int(metrics["skipped"]),
             "tokens": step * self.config.step_tokens, "time": self.seconds(), "tokens_per_second": rate,
             "mfu": rate * self.program.flops_per_token / self.program.peak_flops,
+            **{name: value for name, value in metrics.items() if name not in METRICS},
         }  # fmt: skip
         self.run.write_metrics(record)
         self.console.progress(step, record, (self.config.steps - step) * (now - then) / max(step - step_then, 1))

@@ -19,6 +19,7 @@ from research.core.hypers import Hypers
 from research.train import optim, schedules
 
 LOSS_IS_BAD = -2  # `bad_leaf` when the loss itself is not finite; -1 when all is well
+METRICS = ("loss", "weight", "grad_norm", "learning_rate", "update_ratio", "skipped", "skipped_in_a_row", "bad_leaf")
 
 
 @struct.dataclass
@@ -68,31 +69,33 @@ def split_rows(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
 
 
 def gradients(loss: Callable, params: Any, batch: dict[str, jax.Array], key, hypers: Hypers, micro_batches: int = 1):
-    """`(gradient of the mean loss, mean loss, weight)`, in `micro_batches` passes.
+    """`(gradient of the mean loss, mean loss, weight, the task's metrics as means)`, in `micro_batches` passes.
 
     Sums are added up and divided once by the whole weight, so unequal weights give the gradient of the large batch.
     """
 
     def total(params, batch, key):
-        loss_sum, weight, _ = loss(params, batch, key, hypers)
-        return loss_sum, weight
+        loss_sum, weight, metrics = loss(params, batch, key, hypers)
+        return loss_sum, (weight, metrics)
 
     value_and_grad = jax.value_and_grad(total, has_aux=True)
     if micro_batches == 1:
-        (loss_sum, weight), grads = value_and_grad(params, batch, key)
+        (loss_sum, (weight, metrics)), grads = value_and_grad(params, batch, key)
     else:
 
         def add(sums, inputs):
             part, index = inputs
-            (loss_sum, weight), grads = value_and_grad(params, part, None if key is None else rng.fold(key, index))
-            return jax.tree.map(jnp.add, sums, (loss_sum, weight, grads)), None
+            more = value_and_grad(params, part, None if key is None else rng.fold(key, index))
+            return jax.tree.map(jnp.add, sums, more), None
 
         parts = split_rows(batch, micro_batches)
         shapes = jax.eval_shape(lambda: value_and_grad(params, jax.tree.map(lambda x: x[0], parts), key))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (*shapes[0], shapes[1]))
-        (loss_sum, weight, grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(micro_batches)))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        sums, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(micro_batches)))
+        (loss_sum, (weight, metrics)), grads = sums
     scale = 1 / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), loss_sum * scale, weight
+    grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    return grads, loss_sum * scale, weight, jax.tree.map(lambda x: x * scale, metrics)
 
 
 def square_sums(tree: Any) -> list[jax.Array]:
@@ -118,12 +121,12 @@ def make_step(
     A non-finite loss or gradient never reaches the weights: the state keeps its parameters and optimiser, counts the skip, and
     `metrics["bad_leaf"]` says which leaf came first. Metrics are scalars: `loss` (nats, mean), `weight` (tokens), `grad_norm`
     before clipping, `learning_rate`, `update_ratio` (norm of the update / norm of the weights), `skipped`, `skipped_in_a_row`,
-    `bad_leaf`.
+    `bad_leaf`, and the task's own, as means over the weight.
     """
 
     def step(state: State, batch: dict[str, jax.Array], hypers: Hypers) -> tuple[State, dict[str, jax.Array]]:
         key = rng.key(hypers.seed, "dropout", state.step) if dropout else None
-        grads, mean, weight = gradients(loss, state.params, batch, key, hypers, micro_batches)
+        grads, mean, weight, task_metrics = gradients(loss, state.params, batch, key, hypers, micro_batches)
         sums = square_sums(grads)
         grad_norm, bad_leaf = jnp.sqrt(sum(sums)), first_bad(mean, sums)
         ok = bad_leaf == -1
@@ -145,7 +148,7 @@ def make_step(
         metrics = {
             "loss": mean, "weight": weight, "grad_norm": grad_norm, "learning_rate": rate,
             "update_ratio": jnp.where(ok, norm(updates) / jnp.maximum(norm(state.params), 1e-30), 0),
-            "skipped": extra["skipped"], "skipped_in_a_row": extra["skipped_in_a_row"], "bad_leaf": bad_leaf,
+            "skipped": extra["skipped"], "skipped_in_a_row": extra["skipped_in_a_row"], "bad_leaf": bad_leaf, **task_metrics,
         }  # fmt: skip
         return State(state.step + 1, params, state.frozen, opt, extra), metrics
 

@@ -3,15 +3,15 @@
 Each is what a published config.json says. Weights are drawn by name from a seed, so that they need not be stored: `weights(name, shape)`.
 """
 
+import functools
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 
-B, T, NEW = (
-    2,
-    21,
-    64,
-)  # rows and tokens of the prompt whose logits are compared, and how many are then generated greedily
+B, T = 2, 21  # rows and tokens of the prompt whose logits are compared
+NEW = 64  # tokens that are then generated greedily
 
 BASE = {
     "vocab_size": 67, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
@@ -82,8 +82,9 @@ CASES: dict[str, dict] = {
         "moe_intermediate_size": 14, "norm_topk_prob": True, **theta(1e6),
     },
     "qwen3-moe-mixed": {
-        "model_type": "qwen3_moe", **BASE, "num_hidden_layers": 5, "num_key_value_heads": 1, "head_dim": 6, "num_experts": 4,
-        "num_experts_per_tok": 2, "moe_intermediate_size": 18, "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [3], **theta(1e4),
+        "model_type": "qwen3_moe", **BASE, "num_hidden_layers": 5, "num_key_value_heads": 1, "head_dim": 6,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 18, "norm_topk_prob": False,
+        "decoder_sparse_step": 2, "mlp_only_layers": [3], **theta(1e4),
     },
     "gemma": {"model_type": "gemma", **BASE, "num_key_value_heads": 1, "head_dim": 10, "tie_word_embeddings": True},
     "gemma2": {
@@ -114,7 +115,8 @@ CASES: dict[str, dict] = {
         "original_rope": True,
     },
     "glm": {
-        "model_type": "glm", **BASE, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "eos_token_id": 2, **theta(10000.0, partial_rotary_factor=0.5),
+        "model_type": "glm", **BASE, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "eos_token_id": 2,
+        **theta(10000.0, partial_rotary_factor=0.5),
     },
     "glm-unbiased": {
         "model_type": "glm", **BASE, "num_key_value_heads": 1, "head_dim": 12, "attention_bias": False, "tie_word_embeddings": True,
@@ -142,6 +144,12 @@ CASES: dict[str, dict] = {
         "model_type": "olmo2", **BASE, "attention_bias": True, "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 2, **theta(1e4),
     },
 }  # fmt: skip
+
+
+@functools.cache
+def expected() -> dict[str, dict]:
+    """By case: `config` as transformers writes it, `shapes` of the stored tensors, `greedy` tokens."""
+    return json.loads((Path(__file__).parent / "expectations.json").read_text())
 
 
 def tokens(vocab: int) -> np.ndarray:

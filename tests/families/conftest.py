@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).resolve().parent
-EXPECTED = json.loads((HERE / "expectations.json").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +25,8 @@ def folder(tmp_path):
     def write(case: str, config: dict | None = None) -> Path:
         path = tmp_path / case
         path.mkdir()
-        save_file(cases.tensors(case, EXPECTED[case]["shapes"]), path / "model.safetensors", {"format": "pt"})
-        (path / "config.json").write_text(json.dumps(config or EXPECTED[case]["config"]))
+        save_file(cases.tensors(case, cases.expected()[case]["shapes"]), path / "model.safetensors", {"format": "pt"})
+        (path / "config.json").write_text(json.dumps(config or cases.expected()[case]["config"]))
         return path
 
     return write

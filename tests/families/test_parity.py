@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import references
-from conftest import EXPECTED
 from safetensors.numpy import load_file
 
 from research import hf, sample
@@ -43,7 +42,7 @@ def test_64_greedy_tokens(name, folder):
     model = hf.load(folder(name))
     prompts = [row.tolist() for row in cases.tokens(model.config.V)]
     results = sample.continuations(model, prompts, sample.Sampling(max_tokens=cases.NEW, temperature=0.0))
-    assert [list(one.tokens) for one in results] == EXPECTED[name]["greedy"]
+    assert [list(one.tokens) for one in results] == cases.expected()[name]["greedy"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,7 +51,7 @@ def test_the_way_back_gives_the_same_tensors_and_config(name, folder, tmp_path):
     model = hf.load(source)
     saved = hf.save(model.params, model.config, None, tmp_path / "saved")
     before, after = load_file(source / "model.safetensors"), load_file(saved / "model.safetensors")
-    family = of_hf(EXPECTED[name]["config"])
+    family = of_hf(cases.expected()[name]["config"])
     assert set(after) == {key for key in before if not key.endswith("inv_freq")}
     for key, value in after.items():
         np.testing.assert_array_equal(value, before[key], err_msg=key, strict=True)
@@ -60,7 +59,7 @@ def test_the_way_back_gives_the_same_tensors_and_config(name, folder, tmp_path):
     assert family.config_from_hf(written) == model.config or not hf.families.family.differences(
         family.config_from_hf(written), model.config
     )
-    assert written["model_type"] == EXPECTED[name]["config"]["model_type"] and written["architectures"] == [
+    assert written["model_type"] == cases.expected()[name]["config"]["model_type"] and written["architectures"] == [
         family.architecture
     ]
     again = hf.load(saved)
@@ -69,7 +68,7 @@ def test_the_way_back_gives_the_same_tensors_and_config(name, folder, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_as_its_author_wrote_it_and_as_transformers_writes_it_are_one(name):
-    raw, written = cases.CASES[name], EXPECTED[name]["config"]
+    raw, written = cases.CASES[name], cases.expected()[name]["config"]
     family = of_hf(raw)
     assert family is of_hf(written)
     assert family.config_from_hf(raw) == family.config_from_hf(written)

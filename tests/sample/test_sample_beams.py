@@ -15,7 +15,9 @@ from research.sample.engine import continuations
 from research.sample.models import Loaded
 from research.sample.options import Sampling
 
-SMALL = ModelConfig(vocab_size=4, context=16, width=16, layers=1, heads=2, mlp_width=24, tied=False, positions="learned")
+SMALL = ModelConfig(
+    vocab_size=4, context=16, width=16, layers=1, heads=2, mlp_width=24, tied=False, positions="learned"
+)
 SEARCH = Sampling(max_tokens=3, beams=16, num=8, length_penalty=1.0)
 forward = jax.jit(transformer.forward, static_argnums=2)
 
@@ -142,7 +144,9 @@ def peer_of(torch, transformers):
     """A small GPT-2 with wide logits, so that beams differ and some end."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, initializer_range=0.4, bos_token_id=None, eos_token_id=None)).eval()
+    peer = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, initializer_range=0.4, bos_token_id=None, eos_token_id=None)
+    ).eval()
     ours = ModelConfig(
         vocab_size=40, context=32, width=16, layers=2, heads=2, positions="learned", norm="layer", activation="gelu-tanh", tied=True,
         bias=("query", "key", "value", "attention-output", "mlp-in", "mlp-out", "norm"),
@@ -161,7 +165,9 @@ def params_of(peer, config: ModelConfig):
 
     qkv, qkv_bias = np.split(layers("attn.c_attn.weight"), 3, 2), np.split(layers("attn.c_attn.bias"), 3, 1)
     attention = {name: part.reshape(-1, D, N, H) for name, part in zip(("query", "key", "value"), qkv, strict=True)}
-    attention |= {f"{name}_bias": part.reshape(-1, N, H) for name, part in zip(("query", "key", "value"), qkv_bias, strict=True)}
+    attention |= {
+        f"{name}_bias": part.reshape(-1, N, H) for name, part in zip(("query", "key", "value"), qkv_bias, strict=True)
+    }
     attention |= {"output": layers("attn.c_proj.weight", N, H, D), "output_bias": layers("attn.c_proj.bias")}
     mlp = {"in": layers("mlp.c_fc.weight"), "in_bias": layers("mlp.c_fc.bias"), "out": layers("mlp.c_proj.weight")}
     norms = {f"{ours}_norm": {"scale": layers(f"{theirs}.weight"), "bias": layers(f"{theirs}.bias")}

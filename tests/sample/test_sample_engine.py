@@ -81,7 +81,7 @@ def test_greedy_is_the_argmax_of_the_uncached_forward(name, tokenizer, tiny):
         "the test sees too few different tokens to mean anything"
     )
     assert [bytes(one.prompt_tokens).decode() for one in results] == PROMPTS
-    assert all(one.text == tokenizer.decode(one.tokens) for one in results)
+    assert all(one.text == tokenizer.decode(one.tokens).rstrip("\ufffd") for one in results)
 
 
 @pytest.fixture(scope="module")

@@ -81,13 +81,13 @@ def test_a_separator_ends_a_row_and_is_its_last_token():
         assert (row.text, row.tokens, row.reason) == ("ab", [97, 98, EOT], "stop")
 
 
-def test_characters_are_shown_whole_and_what_never_became_one_at_the_end():
+def test_characters_are_shown_whole_and_one_that_a_limit_cuts_not_at_all():
     letter = "é".encode()
     row = Row(BYTES, np.array([], np.int32), 4, "context")
     assert [row.push([byte]) for byte in letter + letter[:1] + b"x"] == ["", "é", "", "\ufffdx"]
     assert row.reason == "context"
     cut = Row(BYTES, np.array([], np.int32), 1, "length")
-    assert cut.push([letter[0]]) == "\ufffd"
+    assert (cut.push([letter[0]]), cut.text, cut.tokens) == ("", "", [letter[0]])
 
 
 def test_a_row_without_room_is_over_from_the_start():

@@ -1,7 +1,6 @@
 """Speculative decoding: the target's tokens when greedy, its distribution when sampling, whatever proposes."""
 
 import dataclasses
-import json
 from itertools import product
 
 import jax
@@ -12,9 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.core import rng
-from research.core.errors import UserError
-from research.data import tokenizer as T
-from research.data.encoding import char_description
 from research.model import cache as kv
 from research.model import transformer
 from research.model.config import ModelConfig
@@ -26,7 +22,7 @@ from research.sample.options import Sampling
 BASE = ModelConfig(vocab_size=19, context=24, width=16, layers=2, heads=4, mlp_width=24, tied=False)
 PROMPTS = [[3, 7, 1, 2, 3, 7], [5], [*range(16)]]  # the last as long as what prompts are padded to
 LENGTH, WANTED, C = 16, 32, 3
-GREEDY = F.make()
+GREEDY = Sampling(temperature=0, draft_tokens=C)
 
 forward = jax.jit(transformer.forward, static_argnames="config")
 
@@ -37,21 +33,38 @@ def batch(prompts: list[list[int]], length: int = LENGTH) -> D.Prompts:
     return D.Prompts(tokens, np.array([len(p) for p in prompts], np.int32), ids, np.zeros(len(prompts), np.int32))
 
 
-def run(model, prompts, wanted, filters=GREEDY, seed=0, **options):
-    """`(all tokens of every row, what each round brought)`, asking as the engine does: what each row still takes, after each round."""
-    out = [[] for _ in range(len(prompts) * options.get("num", 1))]
+def run(model, prompts, wanted, sampling=GREEDY, draft=None, **changes):
+    """`(all tokens of every row, the pieces of each round)`, asking as the engine does: what each row still takes, after each round."""
+    sampling = dataclasses.replace(sampling, **changes)
+    out = [[] for _ in range(len(prompts) * sampling.num)]
     wanted = [wanted] * len(out) if isinstance(wanted, int) else wanted
 
     def left():
         return [most - len(row) for most, row in zip(wanted, out, strict=True)]
 
     rounds = []
-    options = {"vocab": model.config.V, "draft_tokens": C, **options}
-    for tokens in S.chunks(model, batch(prompts), seed, filters, left, **options):
-        rounds.append([len(new) for new in tokens])
-        for row, new in zip(out, tokens, strict=True):
-            row += new
+    for pieces in S.rounds(model, draft, batch(prompts), sampling, left, model.config.V):
+        rounds.append(pieces)
+        for row, piece in zip(out, pieces, strict=True):
+            row += piece.tokens
     return out, rounds
+
+
+def table(rounds, of) -> np.ndarray:
+    """A number of every piece, (rounds, rows)."""
+    return np.array([[of(piece) for piece in pieces] for pieces in rounds])
+
+
+def brought(rounds) -> list[list[int]]:
+    return table(rounds, lambda piece: len(piece.tokens)).tolist()
+
+
+def accepted(rounds) -> np.ndarray:
+    return table(rounds, lambda piece: piece.accepted)
+
+
+def rate(rounds) -> float:
+    return accepted(rounds).sum() / table(rounds, lambda piece: piece.proposed).sum()
 
 
 def plain_greedy(model: D.Model, prompts, count: int) -> list[list[int]]:
@@ -98,12 +111,11 @@ def target(request, tiny) -> D.Model:
 def test_greedy_is_the_plain_greedy_token_for_token(target, proposer):
     options = {"draft": near(target, 0.03)} if proposer == "draft" else {"lookup": 3}
     expected = plain_greedy(target, PROMPTS, WANTED)
-    tally = S.Tally()
-    tokens, rounds = run(target, PROMPTS, WANTED, num=2, tally=tally, **options)
+    tokens, rounds = run(target, PROMPTS, WANTED, num=2, **options)
     assert tokens == [row for row in expected for _ in range(2)]
     assert len({t for row in expected for t in row}) >= 6, "too few different tokens to mean anything"
-    assert 0.1 < tally.rate < 0.98 and sum(tally.accepted) > WANTED, "both outcomes should occur, and often"
-    assert len(rounds) < WANTED and max(map(max, rounds)) == C + 1
+    assert 0.1 < rate(rounds) < 0.98 and accepted(rounds).sum() > WANTED, "both outcomes should occur, and often"
+    assert len(rounds) < WANTED and max(map(max, brought(rounds[1:]))) == C + 1
 
 
 @pytest.fixture(scope="module")
@@ -112,21 +124,15 @@ def model(tiny) -> D.Model:
     return D.prepare(tiny.params(config), config)
 
 
-DRAWN = F.make(temperature=0.8, top_k=12, min_p=0.01)
+DRAWN = Sampling(temperature=0.8, top_k=12, min_p=0.01, draft_tokens=C)
 
 
 def test_a_draft_that_is_the_target_is_always_accepted(model):
-    for filters in (GREEDY, DRAWN):
-        tally = S.Tally()
-        tokens, rounds = run(model, PROMPTS, 1 + 5 * (C + 1), filters, draft=model, tally=tally)
-        assert rounds == [[1] * 3] + [[C + 1] * 3] * 5  # what was proposed, and a token more each time
-        assert tally.rate == 1 and tally.proposed == tally.accepted == [5 * C] * 3
+    for sampling in (GREEDY, DRAWN):
+        tokens, rounds = run(model, PROMPTS, 1 + 5 * (C + 1), sampling, draft=model)
+        assert brought(rounds) == [[C + 2] * 3] + [[C + 1] * 3] * 4  # what was proposed, and a token more each time
+        assert rate(rounds) == 1 and accepted(rounds).sum(0).tolist() == [5 * C] * 3
         assert {len(row) for row in tokens} == {1 + 5 * (C + 1)}
-
-
-def test_temperature_zero_draws_nothing_at_random(model):
-    tokens, _ = run(model, PROMPTS, WANTED, F.make(temperature=0.0), draft=near(model, 0.03))
-    assert tokens == plain_greedy(model, PROMPTS, WANTED)
 
 
 @pytest.mark.parametrize("proposer", ["draft", "look-up"])
@@ -138,32 +144,25 @@ def test_a_row_depends_on_itself_alone(model, proposer):
     wanted = [2, 32, 0, 1, 7, 20]
     shorter, rounds = run(model, PROMPTS, wanted, DRAWN, seed=3, num=2, **options)
     assert shorter == [row[:n] for row, n in zip(together, wanted, strict=True)]
-    assert np.array(rounds).sum(0).tolist() == wanted
+    assert np.sum(brought(rounds), 0).tolist() == wanted
     alone, _ = run(model, PROMPTS[1:2], WANTED, DRAWN, seed=3, num=2, **options)
     assert alone == together[2:4]
 
 
 def test_a_row_that_ends_early_gets_nothing_more(model):
     """A stop string ends a row between two rounds: `left` says 0 from then on."""
-    asked = []
-
-    def left():
-        asked.append(1)
-        return [20 if len(asked) < 3 else 0, 20]
-
-    rounds = list(S.chunks(model, batch(PROMPTS[:2]), 0, GREEDY, left, vocab=19, draft=model, draft_tokens=C))
-    assert [[len(row) for row in tokens] for tokens in rounds] == [[1, 1], [4, 4], [0, 4], [0, 4], [0, 4], [0, 3]]
-    assert [t for tokens in rounds for t in tokens[1]] == plain_greedy(model, PROMPTS[1:2], 20)[0]
-
-
-def test_no_tokens_are_no_work(model):
-    assert run(model, PROMPTS, 0, lookup=2) == ([[]] * 3, [])
+    left, rounds = [20, 20], []
+    for pieces in S.rounds(model, model, batch(PROMPTS[:2]), GREEDY, left.copy, 19):
+        rounds.append(pieces)
+        left[:] = [0, left[1] - len(pieces[1].tokens)]
+    assert brought(rounds) == [[5, 5], [0, 4], [0, 4], [0, 4], [0, 3]]
+    assert [t for pieces in rounds for t in pieces[1].tokens] == plain_greedy(model, PROMPTS[1:2], 20)[0]
 
 
 def test_later_calls_compile_nothing(model):
     run(model, PROMPTS, 20, DRAWN, lookup=2)
     programs = S.start._cache_size(), S.advance._cache_size()
-    run(model, PROMPTS[::-1], [30, 3, 9], F.make(temperature=2.0, top_k=3, min_p=0.2), seed=9, lookup=2)
+    run(model, PROMPTS[::-1], [30, 3, 9], DRAWN, temperature=2.0, top_k=3, min_p=0.2, seed=9, lookup=2)
     assert (S.start._cache_size(), S.advance._cache_size()) == programs
 
 
@@ -176,11 +175,10 @@ def test_learned_positions_end_the_proposals_not_the_row(tiny, draft_context):
     table = jnp.resize(model.params["embed"]["positions"], (draft_context, config.width))
     draft = D.Model({**model.params, "embed": {**model.params["embed"], "positions": table}}, draft_config)
     room = [24 - len(prompt) for prompt in PROMPTS]
-    tally = S.Tally()
-    tokens, rounds = run(model, PROMPTS, room, draft=draft, tally=tally)
+    tokens, rounds = run(model, PROMPTS, room, draft=draft)
     assert tokens == plain_greedy(model, PROMPTS, 23)
-    assert tally.rate == 1 and tally.accepted[2] == {48: 5, 20: 3, 10: 0}[draft_context]
-    assert rounds[-1] == [0, 1, 0] or draft_context == 48
+    assert rate(rounds) == 1 and accepted(rounds)[:, 2].sum() == {48: 5, 20: 3, 10: 0}[draft_context]
+    assert brought(rounds)[-1] == [0, 1, 0] or draft_context == 48
 
 
 # The chance that a right sampler fails: p-values are uniform, so 1e-3 for a seed drawn at random, and none for the seed that stands
@@ -207,27 +205,28 @@ def exact(model: D.Model, filters: F.Filters, count: int) -> np.ndarray:
     return np.asarray(jnp.prod(jnp.take_along_axis(p, tails, axis=2)[..., 0], axis=1), np.float64)
 
 
-def p_value(model: D.Model, filters: F.Filters, **options) -> float:
-    """Of a chi-square test of the first four tokens: one drawn plainly, two of a round's proposals, and the one after them.
+def p_value(model: D.Model, sampling: Sampling, **options) -> tuple[float, float]:
+    """`(p, the rate of acceptance)` of a chi-square test of the first four tokens: one drawn plainly, two of a round's
+    proposals, and the one after them.
 
     Continuations that are expected less than 5 times count as one, and one of probability 0 must not occur.
     """
-    tokens, _ = run(model, [CHI_PROMPT], 4, filters, seed=11, num=ROWS, draft_tokens=2, **options)
-    V, expected = model.config.V, ROWS * exact(model, filters, 4)
+    tokens, rounds = run(model, [CHI_PROMPT], 4, sampling, seed=11, num=ROWS, draft_tokens=2, **options)
+    V, expected = model.config.V, ROWS * exact(model, sampling.filters(), 4)
     seen = np.bincount(np.array(tokens) @ V ** np.arange(3, -1, -1), minlength=V**4)
     if seen[expected == 0].any():
-        return 0.0
+        return 0.0, rate(rounds)
     rare = expected < 5
     seen, expected = (np.append(x[~rare], x[rare].sum()) for x in (seen, expected))
     assert len(expected) > 50, "too few cells to mean anything"
     statistic = float(((seen - expected) ** 2 / expected).sum())
-    return float(jax.scipy.stats.chi2.sf(statistic, len(expected) - 1))
+    return float(jax.scipy.stats.chi2.sf(statistic, len(expected) - 1)), rate(rounds)
 
 
 CASES = {
-    "a draft": (F.make(temperature=1.0), "draft"),
-    "a draft, filtered": (F.make(temperature=1.3, top_k=3, top_p=0.97, min_p=0.02), "draft"),
-    "look-up": (F.make(temperature=1.0), "look-up"),
+    "a draft": (Sampling(), "draft"),
+    "a draft, filtered": (Sampling(temperature=1.3, top_k=3, top_p=0.97, min_p=0.02), "draft"),
+    "look-up": (Sampling(), "look-up"),
 }
 
 
@@ -237,10 +236,10 @@ def proposer(pair, kind: str) -> dict:
 
 @pytest.mark.parametrize("name", CASES)
 def test_sampling_has_the_distribution_of_the_target(pair, name):
-    filters, kind = CASES[name]
-    tally = S.Tally()
-    assert p_value(pair[0], filters, tally=tally, **proposer(pair, kind)) > RIGHT
-    assert 0.2 < tally.rate < 0.9, "both outcomes should occur, and often"
+    sampling, kind = CASES[name]
+    p, accepted = p_value(pair[0], sampling, **proposer(pair, kind))
+    assert p > RIGHT
+    assert 0.2 < accepted < 0.9, "both outcomes should occur, and often"
 
 
 WRONG_RULES = {
@@ -252,11 +251,11 @@ WRONG_RULES = {
 @pytest.mark.parametrize("name", WRONG_RULES)
 def test_the_chi_square_test_sees_a_wrong_rule(pair, name, monkeypatch):
     function, wrong = WRONG_RULES[name]
-    filters, kind = CASES["a draft"]
+    sampling, kind = CASES["a draft"]
     with monkeypatch.context() as patch:
         patch.setattr(S, function, wrong)
         S.advance.clear_cache()
-        found = p_value(pair[0], filters, **proposer(pair, kind))
+        found, _ = p_value(pair[0], sampling, **proposer(pair, kind))
     S.advance.clear_cache()
     assert found < WRONG
 
@@ -350,37 +349,3 @@ def counts(draw, most: int) -> tuple[int, int, int]:
     n = draw(st.integers(least, most))
     right = draw(st.integers(least, n))
     return n, right, draw(st.integers(least, right))
-
-
-def test_what_is_refused(model):
-    left = lambda: [1]  # noqa: E731
-    one = batch(PROMPTS[:1])
-    for options in ({}, {"draft": model, "lookup": 2}):
-        with pytest.raises(UserError, match="a draft model or prompt look-up"):
-            S.chunks(model, one, 0, GREEDY, left, vocab=19, **options)
-    with pytest.raises(UserError, match="draft_tokens is 0"):
-        S.chunks(model, one, 0, GREEDY, left, vocab=19, lookup=2, draft_tokens=0)
-    with pytest.raises(UserError, match="lookup is 65"):
-        S.chunks(model, one, 0, GREEDY, left, vocab=19, lookup=65)
-    with pytest.raises(UserError, match="not repetition_penalty"):
-        S.chunks(model, one, 0, F.make(repetition_penalty=1.1), left, vocab=19, lookup=2)
-    with pytest.raises(UserError, match="has 19 ids, the tokeniser 20"):
-        S.chunks(model, one, 0, GREEDY, left, vocab=20, draft=model)
-    S.check_sampling(Sampling(temperature=0.5, top_k=3))
-    for name, value in {"regex": "a+", "json_schema": "{}", "logprobs": 0, "beams": 2}.items():
-        with pytest.raises(UserError, match=f"^{name} goes token by token"):
-            S.check_sampling(Sampling(**{name: value}))
-
-
-def test_tokenisers_of_draft_and_target_are_the_same(tokenizer):
-    def characters(alphabet: str) -> T.Tokenizer:
-        return T.parse(json.dumps(char_description(alphabet)), "test")
-
-    S.check_tokenizers(tokenizer, tokenizer)
-    spaced = T.parse(json.dumps(char_description("abc"), indent=1), "test")
-    assert spaced.fingerprint != characters("abc").fingerprint
-    S.check_tokenizers(characters("abc"), spaced)
-    with pytest.raises(UserError, match="has 3 ids, the model's 257"):
-        S.check_tokenizers(tokenizer, characters("abc"))
-    with pytest.raises(UserError, match="token 1 is b'x' to the draft model, b'b' to the model"):
-        S.check_tokenizers(characters("abz"), characters("axz"))

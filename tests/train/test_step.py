@@ -66,7 +66,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(model):
         )
         assert parts[1].dtype == jnp.float64
         assert_close(parts[0], whole[0], 1e-12)
-        np.testing.assert_allclose(parts[1:], whole[1:], rtol=1e-12)
+        np.testing.assert_allclose(parts[1:3], whole[1:3], rtol=1e-12)
         split = S.split_rows(batch, 4)
         sums = [loss(params, jax.tree.map(lambda x, i=i: x[i], split))[:2] for i in range(4)]
         means = [float(total / jnp.maximum(weight, 1e-9)) for total, weight in sums]
@@ -233,7 +233,8 @@ def test_metrics_say_what_the_step_did(model, specs, compiled):
     state, metrics = step(init(hypers), poisoned(batch, -1), hypers)
     assert metrics.keys() == METRICS and all(value.shape == () for value in metrics.values())
     key = S.rng.key(hypers.seed, "dropout", 0)
-    grads, mean, weight = jax.jit(functools.partial(S.gradients, lm.make_loss(model)))(start.params, batch, key, hypers)
+    gradients = jax.jit(functools.partial(S.gradients, lm.make_loss(model)))
+    grads, mean, weight, _ = gradients(start.params, batch, key, hypers)
     difference = jax.tree.map(lambda a, b: a - b, copied(state.params), start.params)
 
     def norm(tree):
