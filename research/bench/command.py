@@ -25,7 +25,14 @@ def data(argv: Sequence[str]) -> int:
     return data.main(argv)
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "data": data}
+def sample(argv: Sequence[str]) -> int:
+    """tokens/s of greedy decoding beside transformers' generate, and the share of the memory bandwidth"""
+    from research.bench import sample
+
+    return sample.main(argv)
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "data": data, "sample": sample}
 
 
 def usage() -> str:

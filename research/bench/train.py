@@ -72,15 +72,17 @@ def others_use() -> float:
 
 def sides(arguments: Arguments) -> tuple[Side, list[Side]]:
     """Our side and the peers that are asked for."""
-    path = os.pathsep.join(filter(None, [str(Path(research.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    environment = {
-        "PYTHONPATH": path,
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_FRACTION),
-    }
     python = arguments.peer_python or sys.executable
     script = FOLDER / "peer_torch.py"
     peers = [Side(f"transformers, PyTorch {mode}", python, script, {"mode": mode}) for mode in MODES[arguments.peer]]
-    return Side(OURS, sys.executable, FOLDER / "ours.py", environment=environment), peers
+    return Side(OURS, sys.executable, FOLDER / "ours.py", environment=our_environment()), peers
+
+
+def our_environment() -> dict[str, str]:
+    """The environment of our own sides: this very package, and most of a GPU's memory."""
+    path = os.pathsep.join(filter(None, [str(Path(research.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    fraction = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_FRACTION)
+    return {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction}
 
 
 def measure(asked: Sequence[Shape], ours: Side, peers: Sequence[Side], rounds: int, seconds: float) -> dict[str, Any]:

@@ -124,10 +124,9 @@ def use(mesh: Mesh | None) -> Iterator[None]:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` held to the rules' sharding of its logical axes on the mesh in use; without one, `x` itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not is_spread():
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, jax.sharding.get_abstract_mesh()))
 
 
 def axis_size(axis: str) -> int:
@@ -136,20 +135,31 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
 
 
+def is_spread() -> bool:
+    """Whether the mesh in use has more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1
+
+
+def cast(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
+    """One layer's parameters in the compute dtype. Norm scales and biases keep their own precision: they are small, and norms compute in
+    at least float32."""
+    return jax.tree.map(lambda w, p: w if p.kind == "vector" else w.astype(dtype), tree, specs)
+
+
 def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
     """One layer's parameters as its computation uses them: cast to the compute dtype and gathered over `fsdp`.
 
     The cast comes before the gather, so half the bytes travel, and the gradient is held to the parameter's own shard, so it is
-    reduced by scattering; a plain constraint to gathered weights would all-reduce every gradient whole. Norm scales and biases keep
-    their own precision: they are small, and norms compute in at least float32.
+    reduced by scattering; a plain constraint to gathered weights would all-reduce every gradient whole.
     """
+    if not is_spread():
+        return cast(tree, specs, dtype)
     mesh = jax.sharding.get_abstract_mesh()
     whole = {name: tuple(a for a in axes if a != "fsdp") for name, axes in RULES.items()}
 
     def one(w, p):
         used = w.dtype if p.kind == "vector" else dtype
-        if mesh.empty or mesh.size == 1:
-            return w.astype(used)
         return _gather(w, spec(p.axes, p.shape, mesh), spec(p.axes, p.shape, mesh, whole), used)
 
     return jax.tree.map(one, tree, specs)

@@ -19,7 +19,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data.files import write_atomically
-from research.data.pretrained import CONFIG, END_OF_TEXT, FILES, MINIMAL, NAMED, Settings, enclose, to_json
+from research.data.pretrained import CONFIG, END_OF_TEXT, FILES, MINIMAL, NAMED, Settings, Spelled, enclose, to_json
 
 FILE_NAME = "tokenizer.json"
 
@@ -45,10 +45,16 @@ class Tokenizer(abc.ABC):
         """Returns the ids of `text`, [T], of an integer type. Raises UserError for a character that has no id."""
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Returns the ids that a generation starts from, [T]: those of `text` between the special tokens that the
-        tokeniser's settings put around a text. Tokenisers with special tokens of their own take them from the text
-        where it spells them. Raises UserError as `encode` does."""
-        return self.framed(self.encode(text))
+        """Returns the ids that a generation starts from, [T]: those of `text`, of the special tokens where it spells them, between the
+        special tokens that stand around a text (`frame`). Raises UserError as `encode` does."""
+        parts = [self.encode(part) if isinstance(part, str) else part for part in self.spelled.split(text)]
+        return self.framed(np.concatenate(parts) if parts else self.encode(text))
+
+    @cached_property
+    def spelled(self) -> Spelled:
+        """The special tokens that a prompt may spell."""
+        ids = {token: self.token_id(token) for token in self.special_tokens.values()}
+        return Spelled({token: (number,) for token, number in ids.items() if number is not None})
 
     @abc.abstractmethod
     def decode_bytes(self, ids: Any) -> bytes:

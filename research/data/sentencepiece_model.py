@@ -95,7 +95,7 @@ class SentencePieceTokenizer(Tokenizer):
         legacy = self.settings.config.get("legacy", self.settings.tokenizer_class != "LlamaTokenizer")
         ids: list[int] = []
         at_start = True
-        for part in self._spelled.split(text):
+        for part in self.spelled.split(text):
             encoder = self.processor if at_start or legacy else self._without_prefix
             ids += encoder.encode(part) if isinstance(part, str) else part
             at_start = False
@@ -112,7 +112,8 @@ class SentencePieceTokenizer(Tokenizer):
         return b"".join([table.get(token, b"") for token in self.checked(ids).tolist()])
 
     def leading(self, raw: bytes) -> bytes:
-        """Returns the bytes of a text's beginning without the spaces that the model does not count."""
+        """Returns the bytes of a text's beginning without the spaces that the model does not count; where the library writes the
+        unknown piece there, it leaves one."""
         if self.collapses:
             return raw.lstrip(b" ")
         return raw.removeprefix(b" ") if self._prefixes else raw
@@ -168,7 +169,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self.processor.normalize("  a").count(_SPACE) < 2
 
     @cached_property
-    def _spelled(self) -> Spelled:
+    def spelled(self) -> Spelled:
         """What a prompt may spell: control pieces, the settings' tokens, those of ChatGLM."""
         ids = {text: i for text, i in self._id_of.items() if self.processor.is_control(i)}
         known = ((token, self.token_id(token)) for token in self.special_tokens.values())

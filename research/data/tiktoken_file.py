@@ -4,7 +4,6 @@ Llama 3 and GLM-4 publish theirs under the name `tokenizer.model`. The file is r
 not say is in `tiktoken_vocabularies` or in the folder's tokenizer_config.json.
 """
 
-import base64
 import binascii
 import json
 import re
@@ -27,25 +26,25 @@ from research.data.vocab_merges import byte_level_bpe
 
 KIND = "tiktoken"
 
-_FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,8}\r?\n")
+_LINE = re.compile(r"(=|[A-Za-z0-9+/]+={0,2}) ([0-9]{1,8})\r?")
 
 
 def is_tiktoken(file: bytes) -> bool:
     """Whether a file with this content is a tiktoken file whatever its name."""
-    return _FIRST_LINE.match(file) is not None
+    return _LINE.fullmatch(file.partition(b"\n")[0].decode("latin-1")) is not None
 
 
 def content(file: bytes, where: str, settings: Settings) -> str:
     """Returns the tokenizer.json text that holds a tiktoken file with its pattern and special tokens. Raises UserError for a
     damaged file, and where the pattern is not known."""
     text = decode_utf8(file, where)
-    ranks = _ranks(text, where)
-    known = next((one for one in KNOWN if one.tokens == len(ranks)), None)
+    tokens = len(text.split()) // 2  # two words a line; `parse` looks at each
+    known = next((one for one in KNOWN if one.tokens == tokens), None)
     pattern = settings.config.get("pat_str") or (known.pattern if known else None)
     if not isinstance(pattern, str):
         table = ", ".join(f"{one.name} {one.tokens}" for one in KNOWN)
         raise UserError(
-            f"{where} has {len(ranks)} tokens, which is none of the known vocabularies ({table}): it is not whole, or the "
+            f"{where} has {tokens} tokens, which is none of the known vocabularies ({table}): it is not whole, or the "
             f"pattern that splits a text is missing. Get the file again, or put a {CONFIG} beside it with "
             '"pat_str" and "added_tokens_decoder", or get its tokenizer.json.'
         )
@@ -78,11 +77,12 @@ class TiktokenTokenizer(Tokenizer):
             pattern, form, text = given["pattern"], given["normalizer"], given["ranks"]
             special = {str(token): int(number) for token, number in given["special_tokens"].items()}
             before = tuple(special[token] for token in given["before"])
-            if form is not None:
-                unicodedata.normalize(form, "")
+            lines = text.split("\n")
+            if form not in (None, "NFC", "NFD", "NFKC", "NFKD"):
+                raise ValueError(f"{form!r} is no Unicode form")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is a tokenizer.json with a damaged tiktoken file: {error!r}") from error
-        ranks = _ranks(text, where)
+        ranks = _ranks(lines, where)
         numbers = [*ranks.values(), *special.values(), *settings.added_ids.values()]
         if set(special.values()) & set(ranks.values()) or not all(0 <= number < LARGEST_ID for number in numbers):
             raise UserError(f"{where} gives a special token the id of another token, or one out of range.")
@@ -93,18 +93,10 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         to_utf8(text)
-        return np.array(self._ids(text), np.uint32)
-
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns `encode` of each text; threads share the texts, and the library lets go of Python's lock."""
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(self.encode, texts))
-
-    def _ids(self, text: str) -> list[int]:
         if self.normalizer is not None:
             text = unicodedata.normalize(self.normalizer, text)
         try:
-            return self.encoding.encode_ordinary(text)
+            return np.array(self.encoding.encode_ordinary(text), np.uint32)
         except BaseException as error:  # the library's own panics are not Exceptions
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
@@ -112,16 +104,14 @@ class TiktokenTokenizer(Tokenizer):
                 "the tokeniser cannot split the text: it has too much white space in a row. Shorten that."
             ) from error
 
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns `encode` of each text; threads share the texts, and the library lets go of Python's lock."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self.encode, texts))
+
     def pieces(self, text: str) -> Iterator[str]:
         """Returns the text whole unless it is very long: a token next to a cut may differ."""
         return cut_at_lines(text, LONG_PIECE)
-
-    def encode_prompt(self, text: str) -> np.ndarray:
-        to_utf8(text)
-        ids: list[int] = []
-        for part in self._spelled.split(text):
-            ids += self._ids(part) if isinstance(part, str) else part
-        return self.framed(np.array(ids, np.uint32))
 
     def decode_bytes(self, ids: Any) -> bytes:
         table = self._bytes_of
@@ -131,7 +121,7 @@ class TiktokenTokenizer(Tokenizer):
         return self.special.get(token, self._added.get(token))
 
     def token_text(self, number: int) -> str:
-        return next(token for token, special in self.special.items() if special == number)
+        return next(token for token, known in (self._added | dict(self.special)).items() if known == number)
 
     @property
     def own_tokens(self) -> dict[str, str]:
@@ -179,7 +169,7 @@ class TiktokenTokenizer(Tokenizer):
         return {text: number for text, number in self.settings.added_ids.items() if text not in self.special}
 
     @cached_property
-    def _spelled(self) -> Spelled:
+    def spelled(self) -> Spelled:
         tokens = {text: (number,) for text, number in (self._added | dict(self.special)).items()}
         return Spelled(tokens, {token.content: token for token in self.settings.added_tokens.values()})
 
@@ -190,28 +180,23 @@ class TiktokenTokenizer(Tokenizer):
         return {rank: token for token, rank in self.ranks.items()} | added
 
 
-def _ranks(text: str, where: str) -> dict[bytes, int]:
+def _ranks(lines: Sequence[str], where: str) -> dict[bytes, int]:
     """The tokens of a file by their bytes. A line of `=` for the bytes is a token of none: a placeholder."""
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
-        token, _, rank = line.partition(" ")
+        found = _LINE.fullmatch(line)
         try:
-            key = b"" if token == "=" else base64.b64decode(token, validate=True)
-        except (binascii.Error, ValueError):
+            key = binascii.a2b_base64(found[1].removeprefix("=")) if found else None
+        except binascii.Error:
             key = None
-        if (
-            key is None
-            or key in ranks
-            or not (rank.isascii() and rank.isdigit() and len(rank) < 9 and int(rank) < LARGEST_ID)
-        ):
+        if found is None or key is None or key in ranks or int(found[2]) >= LARGEST_ID:
             raise UserError(
                 f"{where} is not a tiktoken file: line {number} is {line[:60]!r}, expected a new token in base64, a space and its "
                 f"rank below {LARGEST_ID}. Get the file again."
             )
-        ranks[key] = int(rank)
+        ranks[key] = int(found[2])
     if len(set(ranks.values())) < len(ranks) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(
             f"{where} is not a whole tiktoken file: two tokens share a rank or one of the 256 bytes has none."

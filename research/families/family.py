@@ -8,6 +8,7 @@ from research.core.errors import UserError
 from research.families.weights import Row
 from research.model.config import ModelConfig
 
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What a config says besides what the model computes: how it is trained, run or labelled.
 NOT_ARCHITECTURE = ("dropout", "init", "dtype", "attention", "unroll", "remat", "family")
 
@@ -49,7 +50,8 @@ class Family:
         """The config that transformers reads. Raises UserError naming the fields that this family's config cannot express."""
         if self.to_hf is None:
             raise UserError(f"{self.title} has no published format to save in; keep it as a run directory")
-        values = {"architectures": [self.architecture], "model_type": self.model_types[0], **self.to_hf(config)}
+        ids = dict.fromkeys(SPECIAL_IDS)  # said to be none: transformers' defaults may lie beyond the vocabulary
+        values = {"architectures": [self.architecture], "model_type": self.model_types[0], **ids, **self.to_hf(config)}
         if lost := differences(config, self.config_from_hf(values)):
             raise UserError(f"config.json of a {self.name} model cannot say {', '.join(lost)}")
         return values

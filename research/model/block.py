@@ -9,10 +9,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from research.core import params as P
 from research.core import rng, sharding
+from research.core.leaves import rows_of
 from research.model import attention, mlp, moe, positions
 from research.model import cache as kv
 from research.model.config import ModelConfig, Slot
-from research.model.layers import dot, dots, dropout, norm
+from research.model.layers import dropout, joined, norm, project
 
 
 @struct.dataclass
@@ -39,6 +40,35 @@ def specs(config: ModelConfig, slot: Slot) -> P.Tree:
     for name in norm_names(config):
         tree[name] = norm_specs(config, (config.width,), ("embed",))
     return tree
+
+
+INPUT_PROJECTIONS = ("query", "key", "value")
+
+
+def prepared(p: P.Tree, config: ModelConfig, slot: Slot, dtype) -> P.Tree:
+    """One layer's parameters as decoding on one device reads them: matrices in the compute dtype, by rows, those of one input joined.
+
+    Norm scales keep their own precision, and experts their arrangement.
+    """
+    inner = mlp.inner_names(config)
+    tree = {**p, "attention": _by_rows(p["attention"], [(INPUT_PROJECTIONS, 1), (("output",), 2)], dtype)}
+    if slot.feed_forward == "moe":
+        experts = {name: p["mlp"][name].astype(dtype) for name in (*inner, "out")}
+        shared = (
+            {"shared": _by_rows(p["mlp"]["shared"], [(inner, 1), (("out",), 1)], dtype)} if "shared" in p["mlp"] else {}
+        )
+        return {**tree, "mlp": {**p["mlp"], **experts, **shared}}
+    return {**tree, "mlp": _by_rows(p["mlp"], [(inner, 1), (("out",), 1)], dtype)}
+
+
+def _by_rows(p: P.Tree, groups: list[tuple[tuple[str, ...], int]], dtype) -> P.Tree:
+    """`p` with each group of matrices, and their biases, as one leaf; the number says how many dimensions they contract."""
+    gone = {name + end for names, _ in groups for name in names for end in ("", "_bias")}
+    rows = {
+        joined(names): rows_of([p[name] for name in names], [p.get(f"{name}_bias") for name in names], inputs, dtype)
+        for names, inputs in groups
+    }
+    return {**{name: leaf for name, leaf in p.items() if name not in gone}, **rows}
 
 
 def norm_names(config: ModelConfig) -> tuple[str, ...]:
@@ -129,8 +159,7 @@ def _project(p, x_BTD, config: ModelConfig, slot: Slot, context: Context):
     """Queries (B, T, N, H), keys and values (B, T, K, H), normed and rotated."""
     own = slot.pattern == "sliding" and context.sliding_rope is not None
     rope = context.sliding_rope if own else context.rope
-    names = ("query", "key", "value")
-    q_BTNH, k_BTKH, v_BTKH = dots(x_BTD, [p[name] for name in names], [p.get(f"{name}_bias") for name in names])
+    q_BTNH, k_BTKH, v_BTKH = project(x_BTD, p, INPUT_PROJECTIONS)
     if config.qk_norm != "none":
         axes = 2 if config.qk_norm == "whole" else 1
         q_BTNH, k_BTKH = norm(q_BTNH, p["query_norm"], config, axes), norm(k_BTKH, p["key_norm"], config, axes)
@@ -168,4 +197,4 @@ def _attend(p, x_BTD, config: ModelConfig, slot: Slot, context: Context, key, la
         q_BTNH, k_BSKH, v_BSKH, mask, **common, rate=context.dropout, key=key, implementation=config.attention
     )
     o_BTNH = checkpoint_name(o_BTNH, "attention_output")
-    return dot(o_BTNH, p["output"], p.get("output_bias"), inputs=2), layer
+    return project(o_BTNH, p, ("output",), inputs=2)[0], layer

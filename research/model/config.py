@@ -173,7 +173,9 @@ class ModelConfig:
     )
     dtype: DTypeName = "auto"
     attention: Literal["auto", "plain", "blocked", "cudnn"] = "auto"
-    family: str | None = None  # a label: in whose published format the weights go out; None: the first that can hold them
+    family: str | None = (
+        None  # a label: in whose published format the weights go out; None: the first that can hold them
+    )
     unroll: int = 1  # how many repeats of the pattern each turn of the scan holds; at least `layers` leaves no loop
     remat: Literal["none", "full", "matmuls", "attention"] = (
         "none"  # what the backward pass recomputes: nothing, all, ...
@@ -229,6 +231,11 @@ class ModelConfig:
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set; give it, or let the run take it from its tokeniser")
         return self.vocab_size
+
+    @property
+    def fills_blanks(self) -> bool:
+        """Whether the model reads a context in both directions and writes what is missing there (model/blanks.py)."""
+        return "prefix" in self.patterns
 
     @property
     def K(self) -> int:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from research.core import params as P
 from research.core import sharding
 from research.core.dtypes import at_least_float32
+from research.core.leaves import Rows, rows_of
 from research.model.config import ModelConfig
-from research.model.layers import beside, dot, soft_cap
+from research.model.layers import beside, dot, joined, project, soft_cap
 
 PAD_TO = 128  # accelerators want the vocabulary in whole tiles; the parameters are never padded
 
@@ -21,13 +22,33 @@ def weights(params: P.Tree, dtype) -> tuple[jax.Array, jax.Array | None]:
     return w_DV.astype(dtype), unembed.get("bias")
 
 
+def prepared(params: P.Tree, dtype) -> P.Tree:
+    """The unembedding as decoding on one device reads it: by rows. A tied table is stored so anyway."""
+    unembed = params.get("unembed", {})
+    if "kernel" not in unembed:
+        return unembed
+    rows = rows_of([unembed["kernel"]], [None], 1, dtype)
+    return {**{name: leaf for name, leaf in unembed.items() if name != "kernel"}, joined(("kernel",)): rows}
+
+
+def _by_rows(params: P.Tree, x_BTD: jax.Array) -> jax.Array:
+    """The product with the unembedding of prepared parameters."""
+    unembed = params["unembed"]
+    table_VD = params["embed"]["tokens"]
+    rows = unembed.get(joined(("kernel",)), Rows(table_VD, None, (table_VD.shape[:1],)))
+    return project(x_BTD, {joined(("kernel",)): rows}, ("kernel",))[0]
+
+
 def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits (B, T, V) in at least float32."""
-    w_DV, b_V = weights(params, x_BTD.dtype)
-    V = w_DV.shape[1]
-    pad = 0 if jax.default_backend() == "cpu" else -V % PAD_TO
-    y_BTV = dot(x_BTD, jnp.pad(w_DV, ((0, 0), (0, pad))) if pad else w_DV)
-    y_BTV = at_least_float32(y_BTV[..., :V] if pad else y_BTV)
+    if "layers" in params and not sharding.is_spread():
+        y_BTV, b_V = at_least_float32(_by_rows(params, x_BTD)), params["unembed"].get("bias")
+    else:
+        w_DV, b_V = weights(params, x_BTD.dtype)
+        V = w_DV.shape[1]
+        pad = 0 if jax.default_backend() == "cpu" else -V % PAD_TO
+        y_BTV = dot(x_BTD, jnp.pad(w_DV, ((0, 0), (0, pad))) if pad else w_DV)
+        y_BTV = at_least_float32(y_BTV[..., :V] if pad else y_BTV)
     y_BTV = y_BTV if b_V is None else y_BTV + beside(b_V, y_BTV)
     return sharding.constrain(soft_cap(y_BTV, config.logit_soft_cap), "batch", "sequence", "vocab")
 

@@ -7,8 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from research.core import params as P
 from research.core import sharding
 from research.core.dtypes import at_least_float32
+from research.core.leaves import Rows
 from research.model.config import ModelConfig
 
 ONE_HOT_VOCABULARY = 1024  # up to here an embedding's gradient is a one-hot matrix product
@@ -60,6 +62,34 @@ def _high_product_backward(residuals, g_RO):
 
 
 _high_product.defvjp(_high_product_forward, _high_product_backward)
+
+
+def project(x: jax.Array, p: P.Tree, names: Sequence[str], *, inputs: int = 1) -> tuple[jax.Array, ...]:
+    """`x W + b` for the matrices of these names in p, whose biases are called `NAME_bias`: by `dot` or `dots`, or at once where p holds
+    them as one leaf under their joined names (`core/leaves.py`)."""
+    rows = p.get(joined(names))
+    if rows is not None:
+        return _rows_product(x, rows, inputs)
+    if len(names) == 1:
+        return (dot(x, p[names[0]], p.get(f"{names[0]}_bias"), inputs=inputs),)
+    return dots(x, [p[name] for name in names], [p.get(f"{name}_bias") for name in names])
+
+
+def joined(names: Sequence[str]) -> str:
+    """The key under which a tree holds several matrices as one leaf."""
+    return "+".join(names) + "+"
+
+
+def _rows_product(x: jax.Array, w: Rows, inputs: int) -> tuple[jax.Array, ...]:
+    lead = x.shape[: x.ndim - inputs]
+    x_RI = x.reshape(-1, w.w_OI.shape[1])
+    if len(x_RI) == 1:  # as a product with a vector: compilers know that one as such
+        y = (w.w_OI @ x_RI[0])[None]
+    else:
+        y = jax.lax.dot_general(x_RI, w.w_OI, (((1,), (1,)), ((), ())))
+    y = y if w.b_O is None else y + w.b_O[None]
+    parts = jax.lax.split(y, w.sizes, 1) if len(w.outs) > 1 else [y]
+    return tuple(part.reshape(*lead, *out) for part, out in zip(parts, w.outs, strict=True))
 
 
 def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:

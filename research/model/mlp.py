@@ -8,7 +8,7 @@ import jax
 from research.core import params as P
 from research.core import sharding
 from research.model.config import GATED, ModelConfig
-from research.model.layers import activate, dot, dots
+from research.model.layers import activate, project
 
 
 def inner_init(config: ModelConfig, fan_in: int, fan_out: int, carries: bool = True) -> P.Init:
@@ -42,7 +42,7 @@ def specs(config: ModelConfig, F: int) -> P.Tree:
     """The parameters of one feed-forward of width F."""
     D = config.width
     tree: dict[str, Any] = {}
-    for name in ("in", "gate") if config.activation in GATED else ("in",):
+    for name in inner_names(config):
         tree[name] = P.Param((D, F), ("embed", "mlp"), inner_init(config, D, F), inputs=1)
         if f"mlp-{name}" in config.bias:
             tree[f"{name}_bias"] = P.Param((F,), ("mlp",), P.ZEROS)
@@ -52,10 +52,14 @@ def specs(config: ModelConfig, F: int) -> P.Tree:
     return tree
 
 
+def inner_names(config: ModelConfig) -> tuple[str, ...]:
+    """The projections that read the input, of a dense feed-forward and of an expert."""
+    return ("in", "gate") if config.activation in GATED else ("in",)
+
+
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     """(B, T, D) to (B, T, D)."""
-    names = ("in", "gate") if config.activation in GATED else ("in",)
-    h_BTF, *gate = dots(x_BTD, [p[name] for name in names], [p.get(f"{name}_bias") for name in names])
+    h_BTF, *gate = project(x_BTD, p, inner_names(config))
     gate_BTF = gate[0] if gate else None
     h_BTF = sharding.constrain(activate(h_BTF, gate_BTF, config.activation), "batch", "sequence", "mlp")
-    return dot(h_BTF, p["out"], p.get("out_bias"))
+    return project(h_BTF, p, ("out",))[0]

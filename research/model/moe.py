@@ -24,7 +24,7 @@ from research.core import params as P
 from research.core import sharding
 from research.core.dtypes import at_least_float32
 from research.model import mlp
-from research.model.config import GATED, ModelConfig, MoEConfig
+from research.model.config import ModelConfig, MoEConfig
 from research.model.layers import activate, dot
 
 BLOCK = 64  # rows for which a product takes about as long as fetching its weights on a CPU
@@ -47,7 +47,7 @@ def specs(config: ModelConfig) -> P.Tree:
     moe, D, E, F = config.moe, config.width, config.moe.experts, expert_width(config)
     inner, outer = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
     tree: dict[str, Any] = {"router": _reader(config, E, "experts")}
-    for name in _inner_names(config):
+    for name in mlp.inner_names(config):
         tree[name] = P.Param((E, D, F), inner, mlp.inner_init(config, D, F), inputs=1)
     tree["out"] = P.Param((E, F, D), outer, mlp.outer_init(config, F, D), inputs=1)
     if moe.shared_width is not None:
@@ -60,10 +60,6 @@ def specs(config: ModelConfig) -> P.Tree:
 def _reader(config: ModelConfig, out: int, axis: str | None) -> P.Param:
     init = mlp.inner_init(config, config.width, out, carries=False)
     return P.Param((config.width, out), ("embed", axis), init, inputs=1)
-
-
-def _inner_names(config: ModelConfig) -> tuple[str, ...]:
-    return ("in", "gate") if config.activation in GATED else ("in",)
 
 
 def expert_width(config: ModelConfig) -> int:
@@ -90,7 +86,7 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, written_BT: jax.Arra
     """`(y_BTD, aux)`. `aux` holds two scalars of at least float32, `balance` and `router_z` (see `route`). Tokens that no expert takes get 0
     from the experts, so the residual stream passes them on. With a cache `written_BT` is -1 at padding, which takes no place in a queue."""
     routing, aux = route(p["router"], x_BTD, config.moe, written_BT)
-    weights = {name: p[name].astype(x_BTD.dtype) for name in (*_inner_names(config), "out")}
+    weights = {name: p[name].astype(x_BTD.dtype) for name in (*mlp.inner_names(config), "out")}
     if implementation(config) == "ragged":
         y_BTD = _ragged(weights, x_BTD, routing, config)
     elif config.moe.capacity_factor is None:
@@ -164,7 +160,7 @@ def _losses(logits_BTE, p_BTE, chosen_BTJE, real_BT) -> dict[str, jax.Array]:
 def _every_expert(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Every expert on every token, weighed by the gates: 0 for most."""
     weights_BTE = jnp.einsum("BTJ,BTJE->BTE", routing.gates_BTJ, routing.chosen_BTJE).astype(x_BTD.dtype)
-    inner = [jnp.einsum("BTD,EDF->BTEF", x_BTD, w_EDF) for w_EDF in (p[name] for name in _inner_names(config))]
+    inner = [jnp.einsum("BTD,EDF->BTEF", x_BTD, w_EDF) for w_EDF in (p[name] for name in mlp.inner_names(config))]
     h_BTEF = _activated(inner, config)
     h_BTEF = sharding.constrain(h_BTEF * weights_BTE[..., None], "batch", "sequence", "experts", "mlp")
     w_EFD = p["out"]
@@ -179,7 +175,7 @@ def _queues(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     deal_BTEC = jnp.einsum("BTJE,BTJC->BTEC", chosen_BTJE, place_BTJC).astype(dtype)
     collect_BTEC = jnp.einsum("BTJ,BTJE,BTJC->BTEC", gates_BTJ, chosen_BTJE, place_BTJC).astype(dtype)
     x_EBCD = sharding.constrain(jnp.einsum("BTEC,BTD->EBCD", deal_BTEC, x_BTD), "experts", "batch", None, None)
-    h_EBCF = _activated([_each(x_EBCD, p[name]) for name in _inner_names(config)], config)
+    h_EBCF = _activated([_each(x_EBCD, p[name]) for name in mlp.inner_names(config)], config)
     h_EBCF = sharding.constrain(h_EBCF, "experts", "batch", None, "mlp")
     y_EBCD = sharding.constrain(_each(h_EBCF, p["out"]), "experts", "batch", None, None)
     return jnp.einsum("BTEC,EBCD->BTD", collect_BTEC, y_EBCD)
@@ -215,7 +211,7 @@ def _blocks(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     place_R, source, experts, size = _layout(routing, config.moe)
     x_RD = jnp.broadcast_to(x_BTD[:, :, None], (B, T, J, D)).reshape(choices, D)
     x = _take(x_RD, source, place_R).reshape(-1, size, D)
-    h = _activated([_product(x, p[name], experts) for name in _inner_names(config)], config)
+    h = _activated([_product(x, p[name], experts) for name in mlp.inner_names(config)], config)
     y = _product(sharding.constrain(h, None, None, "mlp"), p["out"], experts).reshape(-1, D)
     y_BTJD = _take(y, place_R, source).reshape(B, T, J, D)
     gates_BTJ = routing.gates_BTJ.astype(x_BTD.dtype)

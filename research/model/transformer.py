@@ -9,7 +9,7 @@ Layers are segments of a repeating pattern. Each slot of the pattern is stacked 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def hidden(
     context = _context(inputs, config, dtype, hypers if key is not None else None, cache, taps, key is not None)
     x_BTD = _embed(params["embed"], inputs["tokens"], config, dtype, context, key)
     if cache is not None:
-        x_BTD, cache, record, aux = _decode(params["decoder"], x_BTD, config, context, cache)
+        x_BTD, cache, record, aux = _decode(params, x_BTD, config, context, cache)
     else:
         x_BTD, record, aux = _decoder(params["decoder"], x_BTD, config, context, key)
     if "final_norm" in params:
@@ -223,21 +223,45 @@ def _summed(losses: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
     return {name: sum((one[name] for one in losses if name in one), jnp.zeros(())) for name in names}
 
 
-def _decode(p, x_BTD, config: ModelConfig, context: block.Context, cache: Cache):
-    """The layers one by one, each with a cache of its own: no loop carries them all."""
-    layers, taps, losses, done = [], [], [], 0
+def prepared(params: P.Tree, config: ModelConfig, dtype) -> P.Tree:
+    """Parameters as decoding reads them, step after step: matrices in `dtype`, every layer a tree of its own under `layers`, so that no step
+    casts, or slices a layer out of a stack. On one device they are also arranged for products with few rows (`block.prepared`)."""
+    table = params["embed"]["tokens"].astype(dtype)
+    out = {name: tree for name, tree in params.items() if name != "decoder"}
+    out["embed"] = {**params["embed"], "tokens": table}
+    layers = list(zip(slots_of(config), unstacked(params["decoder"], config), strict=True))
+    if sharding.is_spread():
+        cast = [sharding.cast(p, block.specs(config, slot), dtype) for slot, p in layers]
+        kernel = {} if config.tied else {"kernel": params["unembed"]["kernel"].astype(dtype)}
+        return {**out, "layers": cast, **({"unembed": {**params["unembed"], **kernel}} if "unembed" in params else {})}
+    out["layers"] = [block.prepared(p, config, slot, dtype) for slot, p in layers]
+    return {**out, "unembed": head.prepared(params, dtype)}
+
+
+def slots_of(config: ModelConfig) -> list[Slot]:
+    """The slot of every layer, in order."""
+    return [slot for slots, repeats in config.segments for slot in slots * repeats]
+
+
+def unstacked(decoder: P.Tree, config: ModelConfig) -> Iterator[P.Tree]:
+    """The parameters of every layer, in order."""
     for s, (slots, repeats) in enumerate(config.segments):
         for r in range(repeats):
-            for i, slot in enumerate(slots):
-                layer_params = jax.tree.map(lambda leaf, r=r: leaf[r], p[str(s)][str(i)])
-                layer_params = sharding.gather(layer_params, block.specs(config, slot), x_BTD.dtype)
-                x_BTD, layer, seen, lost = block.apply(
-                    layer_params, x_BTD, config, slot, context, layer=cache.layers[done]
-                )
-                layers.append(layer)
-                taps.append(seen)
-                losses.append(lost)
-                done += 1
+            for i in range(len(slots)):
+                yield jax.tree.map(lambda leaf, r=r: leaf[r], decoder[str(s)][str(i)])
+
+
+def _decode(params, x_BTD, config: ModelConfig, context: block.Context, cache: Cache):
+    """The layers one by one, each with a cache of its own: no loop carries them all."""
+    ready = "layers" in params and not sharding.is_spread()
+    trees = params["layers"] if "layers" in params else unstacked(params["decoder"], config)
+    layers, taps, losses = [], [], []
+    for slot, p, layer in zip(slots_of(config), trees, cache.layers, strict=True):
+        p = p if ready else sharding.gather(p, block.specs(config, slot), x_BTD.dtype)
+        x_BTD, layer, seen, lost = block.apply(p, x_BTD, config, slot, context, layer=layer)
+        layers.append(layer)
+        taps.append(seen)
+        losses.append(lost)
     stacked = {} if not context.taps else {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
     written_B = jnp.sum(jnp.asarray(context.written_BT) >= 0, axis=1)
     return x_BTD, Cache(layers=tuple(layers), lengths_B=cache.lengths_B + written_B), stacked, _summed(losses)

@@ -37,7 +37,7 @@ def from_regex(regex: str, what: str = "regular expression") -> tuple[np.ndarray
     transitions, final = index.get_transitions(), index.get_final_states()
     start = index.get_next_state(index.get_initial_state(), _BEGIN)
     if start is None:
-        raise UserError(f"the {what} {shown(regex)} matches no text at all.")
+        raise _nothing(what, regex)
     if len(transitions) > MAX_STATES:
         raise UserError(
             f"the {what} {shown(regex)} needs {len(transitions)} states; at most {MAX_STATES} are supported. Large or nested "
@@ -52,7 +52,7 @@ def from_regex(regex: str, what: str = "regular expression") -> tuple[np.ndarray
     accepting = np.array([transitions.get(name, {}).get(_END) in final for name in names])
     trimmed = trim(table[:, :256], accepting)
     if trimmed is None:
-        raise UserError(f"the {what} {shown(regex)} matches no text at all.")
+        raise _nothing(what, regex)
     return trimmed
 
 
@@ -68,14 +68,18 @@ def _index(regex: str, what: str, given: str):
         return Index(_WRAPPED.format(regex), vocabulary)
     except Exception as error:
         if "incompatible" in str(error):
-            raise UserError(
-                f"the {what} {shown(given)} matches no text, or has an anchor such as ^ or $ elsewhere than at its ends; "
-                "the whole text is matched, so leave anchors out."
-            ) from error
+            raise _nothing(what, given) from error
         raise UserError(
             f"the {what} {shown(given)} cannot be compiled: {error}. The syntax is that of Rust's regex crate, without "
             "look-around, back-references, word boundaries and anchors inside."
         ) from error
+
+
+def _nothing(what: str, regex: str) -> UserError:
+    return UserError(
+        f"the {what} {shown(regex)} matches no text, or has an anchor such as ^ or $ elsewhere than at its ends; "
+        "the whole text is matched, so leave anchors out."
+    )
 
 
 def without_anchors(regex: str) -> str:

@@ -92,7 +92,7 @@ def compile(
         raise UserError(f"the stop id {wrong[0]} is not in the vocabulary: ids are 0 to {vocab - 1}.")
     expression, what = str(regex), "regular expression"
     if json_schema is not None:
-        expression, what = schema.to_regex(json_schema), "JSON schema, which reads as the regular expression"
+        expression, what = schema.to_regex(json_schema), "JSON schema's regular expression"
     return _compiled(_Tokens(tokenizer.fingerprint, vocab, tokenizer), expression, what, tuple(sorted(set(stop_ids))))
 
 
@@ -113,7 +113,7 @@ def _compiled(tokens: _Tokens, regex: str, what: str, stop_ids: tuple[int, ...])
     found = automata.over_tokens(*automata.from_regex(regex, what), words)
     if found is None:
         raise UserError(
-            f"this tokeniser ({tokens.tokenizer.kind}) can write no text that {automata.shown(regex)} matches."
+            f"this tokeniser ({tokens.tokenizer.kind}) can write no text that the {what} {automata.shown(regex)} matches."
         )
     class_V, next_QC, accepting_Q = found
     class_V = class_V + 1  # behind the column of STOP

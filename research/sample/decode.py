@@ -40,6 +40,7 @@ class Prompts:
     lengths_B: jax.Array | np.ndarray  # how many of them are real, at least 1
     ids_B: jax.Array | np.ndarray  # a number for each prompt
     first_B: jax.Array | np.ndarray  # the number of its first sample
+    prefix_B: jax.Array | np.ndarray | None = None  # how many of them see each other in both directions; None: none
 
 
 @struct.dataclass
@@ -74,33 +75,16 @@ class Drawn:
 
 
 def prepare(params: P.Tree, config: ModelConfig) -> Model:
-    """The model for decoding: cast once, and one segment of all layers, so that no step slices a layer out of a stack.
+    """The model for decoding: its weights cast and arranged once (`transformer.prepared`).
 
     It may share arrays with `params`, so they must not be donated while it is in use.
     """
     dtype = dtypes.compute_dtype(config.dtype, params["embed"]["tokens"].dtype)
-    patterns = tuple(slot.pattern for slots, repeats in config.segments for slot in slots * repeats)
-    flat = dataclasses.replace(
-        config, patterns=patterns, dtype=dtype.name, attention="auto", dropout=None, remat="none", unroll=1
-    )
-    return Model(_prepare(params, config, dtype), flat)
+    ready = dataclasses.replace(config, dtype=dtype.name, attention="auto", dropout=None, remat="none", unroll=1)
+    return Model(_prepare(params, config, dtype), ready)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def _prepare(params: P.Tree, config: ModelConfig, dtype) -> P.Tree:
-    def cast(tree):
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
-
-    layers = {}
-    for s, (slots, repeats) in enumerate(config.segments):
-        for r in range(repeats):
-            for i in range(len(slots)):
-                one = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params["decoder"][str(s)][str(i)])
-                layers[str(len(layers))] = cast(one)
-    out = {**params, "embed": cast(params["embed"]), "decoder": {"0": layers}}
-    if not config.tied:  # its bias and the final norm are read in their own precision
-        out["unembed"] = {**params["unembed"], "kernel": params["unembed"]["kernel"].astype(dtype)}
-    return out
+_prepare = partial(jax.jit, static_argnames=("config", "dtype"))(transformer.prepared)
 
 
 @partial(jax.jit, static_argnames=("num", "length", "vocab", "drawn", "remember", "counted", "normed", "stored"))
@@ -116,7 +100,7 @@ def prefill(
     tokens_BT, lengths_B = jnp.asarray(prompts.tokens_BT), jnp.asarray(prompts.lengths_B)
     B, T = tokens_BT.shape
     cache = kv.init(model.config, B, length, jnp.dtype(model.config.dtype if stored == "auto" else stored))
-    inputs = {"tokens": tokens_BT, "lengths": lengths_B}
+    inputs = {"tokens": tokens_BT, "lengths": lengths_B, "prefix": prompts.prefix_B}
     out = transformer.hidden(model.params, inputs, model.config, cache=cache)
     last_B1D = jnp.take_along_axis(out.outputs, (lengths_B - 1)[:, None, None], axis=1)
     logits_BV = head.logits(model.params, last_B1D, model.config)[:, 0]

@@ -12,6 +12,7 @@ import numpy as np
 from research.core import sharding
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
+from research.model.blanks import blank_ids
 from research.sample import beams, constrain, speculate
 from research.sample import decode as D
 from research.sample import filters as F
@@ -155,10 +156,12 @@ def _request(model: Any, loaded: Loaded, prompts: Sequence[Q.Prompt], sampling: 
     limits = [Q.limit(one, config, sampling) for one in ids]
     owners = [i for i in range(len(ids)) for _ in range(sampling.num)]
     batch = Q.batch(prompts, ids, config, sampling.num)
+    end = None if (special := blank_ids(config)) is None else special.end
+    stops = stop_ids(tokenizer, end)
     return Request(
         prepared(model, loaded), _drafting(draft, loaded, vocab, sampling), tokenizer, batch, ids, vocab,
-        stop_ids(tokenizer), sampling, sampling.filters(), _automaton(tokenizer, vocab, sampling),
-        [Row(tokenizer, ids[i], *limits[i], sampling.stop) for i in owners],
+        stops, sampling, sampling.filters(), _automaton(tokenizer, vocab, sampling, stops),
+        [Row(tokenizer, ids[i], *limits[i], sampling.stop, end) for i in owners],
     )  # fmt: skip
 
 
@@ -172,14 +175,16 @@ def _drafting(draft: Any, target: Loaded, vocab: int, sampling: Sampling) -> D.M
     return prepared(draft, loaded)
 
 
-def _automaton(tokenizer: Tokenizer | None, vocab: int, sampling: Sampling) -> constrain.Automaton | None:
+def _automaton(
+    tokenizer: Tokenizer | None, vocab: int, sampling: Sampling, stops: tuple[int, ...]
+) -> constrain.Automaton | None:
     """What the options let a continuation be, None without such an option."""
     regex, schema = sampling.regex, sampling.schema()
     if regex is None and schema is None:
         return None
     if tokenizer is None:
         raise UserError("the model has no tokeniser, so no text can be required; leave out regex and json_schema")
-    return constrain.compile(tokenizer, vocab, regex=regex, json_schema=schema, stop_ids=tokenizer.stop_ids)
+    return constrain.compile(tokenizer, vocab, regex=regex, json_schema=schema, stop_ids=stops)
 
 
 def _generation(

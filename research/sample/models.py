@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from research.core import params as P
+from research.core import sharding
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
 from research.model.config import ModelConfig
@@ -63,7 +64,11 @@ KEPT = Kept()
 def prepared(model: Any, loaded: Loaded) -> D.Model:
     """The weights of `model`, whose parts are `loaded`, as decoding reads them: made once, and again if its weights are replaced."""
     key = (id(loaded.params), loaded.config)
-    make = lambda: (D.prepare(loaded.params, loaded.config), loaded.params)  # noqa: E731 - the second holds the id
+
+    def make() -> tuple[D.Model, P.Tree]:
+        with sharding.use(mesh_of(loaded.params)):
+            return D.prepare(loaded.params, loaded.config), loaded.params  # the second holds the id
+
     return KEPT.get(model, "prepared", key, make)[0]
 
 

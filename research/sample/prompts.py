@@ -9,6 +9,7 @@ import numpy as np
 from research.core import rng
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
+from research.model import blanks
 from research.model.config import ModelConfig
 from research.sample import decode as D
 from research.sample.options import Sampling
@@ -30,7 +31,7 @@ def is_one(prompts: Any) -> bool:
 
 
 def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, config: ModelConfig) -> np.ndarray:
-    """The ids that a prompt starts from, (P,) int32 with P from 1 to `config.context`. Raises UserError where there are none.
+    """The ids that a prompt starts from, (P,) int32 with P from 1 to what `config.context` has room for. Raises UserError where there are none.
 
     A text gets what its tokeniser puts before prompts. If that leaves nothing, it starts from the separator of documents,
     or from a line end where there is none.
@@ -40,11 +41,12 @@ def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, config: ModelConfig)
             raise UserError("the model has no tokeniser, so it takes no text; give the prompt as token ids")
         ids = _text_ids(tokenizer, prompt)
     else:
-        ids = _given_ids(prompt, vocabulary(tokenizer, config))
-    if len(ids) > config.context:
+        ids = _given_ids(prompt, text_ids(tokenizer, config))
+    room = config.context - _markers(config)
+    if len(ids) > room:
         raise UserError(
             f"the prompt has {len(ids)} tokens, but the model's context is {config.context}; "
-            f"leave out at least {len(ids) - config.context} of them, or take a model of a longer context"
+            f"leave out at least {len(ids) - room} of them, or take a model of a longer context"
         )
     return ids.astype(np.int32)
 
@@ -77,18 +79,30 @@ def _given_ids(prompt: Any, vocab: int) -> np.ndarray:
 
 
 def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> int:
-    """How many ids can be drawn. Raises UserError where the tokeniser has more than the model."""
+    """How many ids can be drawn: those of text, and of a model that fills blanks the end. Raises UserError as `text_ids` does."""
+    return text_ids(tokenizer, config) + config.fills_blanks
+
+
+def text_ids(tokenizer: Tokenizer | None, config: ModelConfig) -> int:
+    """How many ids stand for text. Raises UserError where the tokeniser has more than the model, or than its special ids leave."""
+    special = blanks.blank_ids(config)
+    known = config.V if special is None else special.text
     if tokenizer is None:
-        return config.V
-    if tokenizer.vocab_size > config.V:
-        ids = f"the tokeniser has {tokenizer.vocab_size} ids, the model {config.V}"
+        return known
+    if tokenizer.vocab_size > known or (special is not None and tokenizer.vocab_size < known):
+        ids = f"the tokeniser has {tokenizer.vocab_size} ids, the model {known}"
         raise UserError(f"{ids}; give the tokeniser that it was trained with")
     return tokenizer.vocab_size
 
 
+def _markers(config: ModelConfig) -> int:
+    """How many tokens stand between a prompt and its continuation."""
+    return 2 if config.fills_blanks else 0
+
+
 def limit(ids: np.ndarray, config: ModelConfig, sampling: Sampling) -> tuple[int, Reason]:
     """How many tokens may follow a prompt, and what ends them there."""
-    room = config.context - len(ids) + 1  # the last token drawn needs no position
+    room = config.context - len(ids) - _markers(config) + 1  # the last token drawn needs no position
     if config.positions == "learned" and room < sampling.max_tokens:
         return room, "context"
     return sampling.max_tokens, "length"
@@ -106,9 +120,13 @@ def batch(prompts: Sequence[Prompt], encoded: list[np.ndarray], config: ModelCon
     for name in names:
         first.append(before[name])
         before[name] += num
+    special, prefix_B = blanks.blank_ids(config), None
+    if special is not None:
+        laid_out = [blanks.continued(ids, special) for ids in encoded]
+        encoded, prefix_B = [ids for ids, _ in laid_out], np.array([prefix for _, prefix in laid_out], np.int32)
     length = padded_length(max(map(len, encoded), default=1), config)
     tokens = [np.pad(ids, (0, length - len(ids))) for ids in encoded]
     return D.Prompts(
         np.array(tokens, np.int32), np.array([len(one) for one in encoded], np.int32),
-        np.array([rng.name_to_int(name) for name in names], np.uint32), np.array(first, np.int32),
+        np.array([rng.name_to_int(name) for name in names], np.uint32), np.array(first, np.int32), prefix_B,
     )  # fmt: skip

@@ -36,8 +36,9 @@ class Row:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, prompt: np.ndarray, limit: int, at_limit: Reason, stop: tuple[str, ...] = ()
-    ):
+        self, tokenizer: Tokenizer | None, prompt: np.ndarray, limit: int, at_limit: Reason, stop: tuple[str, ...] = (),
+        end: int | None = None,
+    ):  # fmt: skip
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.alternatives: list[tuple[tuple[int, float], ...]] = []
@@ -46,7 +47,7 @@ class Row:
         self.reason: Reason | None = None if limit else at_limit
         self._limit = limit
         self._at_limit: Reason = at_limit
-        self._stop_ids, self._stop = stop_ids(tokenizer), stop
+        self._stop_ids, self._stop = stop_ids(tokenizer, end), stop
         self._decoder = None if tokenizer is None else tokenizer.stream(prompt)
         self._shown: list[str] = []
         self._held = ""
@@ -118,6 +119,6 @@ class Row:
         return next((n for n in range(most, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
 
 
-def stop_ids(tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The ids at which a generation ends."""
-    return () if tokenizer is None else tokenizer.stop_ids
+def stop_ids(tokenizer: Tokenizer | None, end: int | None = None) -> tuple[int, ...]:
+    """The ids at which a generation ends: the tokeniser's, and `end` where the model has one of its own."""
+    return (() if tokenizer is None else tokenizer.stop_ids) + (() if end is None else (end,))

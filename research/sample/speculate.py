@@ -134,8 +134,8 @@ def start(
     """`(state, first tokens (B * num, 1))` after the prompts, each repeated `num` times in a row; caches for `length` tokens."""
     tokens_BT, lengths_B = jnp.asarray(prompts.tokens_BT), jnp.asarray(prompts.lengths_B)
     sizes = {"length": length, "draft_tokens": draft_tokens, "vocab": vocab, "stored": stored}
-    logits_BV, cache = _prefill(model, tokens_BT, lengths_B, **sizes)
-    draft_cache = None if draft is None else _prefill(draft, tokens_BT, lengths_B, **sizes)[1]
+    logits_BV, cache = _prefill(model, tokens_BT, lengths_B, prompts.prefix_B, **sizes)
+    draft_cache = None if draft is None else _prefill(draft, tokens_BT, lengths_B, prompts.prefix_B, **sizes)[1]
     known_BS = jnp.pad(tokens_BT.astype(jnp.int32), ((0, 0), (0, length - tokens_BT.shape[1])))
     state = State(cache, draft_cache, known_BS, lengths_B.astype(jnp.int32), None)
     state, logits_BV = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), (state, logits_BV))
@@ -147,13 +147,13 @@ def start(
     return state, whole(token_B[:, None])
 
 
-def _prefill(model: Model, tokens_BT, lengths_B, *, length: int, draft_tokens: int, vocab: int, stored: str):
+def _prefill(model: Model, tokens_BT, lengths_B, prefix_B, *, length: int, draft_tokens: int, vocab: int, stored: str):
     """The logits after each prompt and the cache that holds it. A prompt beyond learned positions is cut: nothing follows from it."""
     dtype = jnp.dtype(model.config.dtype if stored == "auto" else stored)
     cache = kv.init(model.config, len(lengths_B), length, dtype, draft=draft_tokens)
     if model.config.positions == "learned":
         tokens_BT, lengths_B = tokens_BT[:, : model.config.context], jnp.minimum(lengths_B, model.config.context)
-    return _next(model, tokens_BT, lengths_B, cache, vocab)
+    return _next(model, tokens_BT, lengths_B, cache, vocab, prefix_B)
 
 
 @partial(jax.jit, static_argnames=("vocab", "draft_tokens", "lookup"), donate_argnames=("state",))
@@ -238,9 +238,10 @@ def _propose(draft: Model, state: State, room_B, filters: F.Filters, draft_token
     return Proposal(tokens_BC, room_B, q_BCV), cache
 
 
-def _next(model: Model, tokens_BT, lengths_B, cache: kv.Cache, vocab: int) -> tuple[jax.Array, kv.Cache]:
+def _next(model: Model, tokens_BT, lengths_B, cache: kv.Cache, vocab: int, prefix_B=None) -> tuple[jax.Array, kv.Cache]:
     """`(logits (B, V) after the last of each row's `lengths_B` tokens, the cache that holds them too)`."""
-    out = transformer.hidden(model.params, {"tokens": tokens_BT, "lengths": lengths_B}, model.config, cache=cache)
+    inputs = {"tokens": tokens_BT, "lengths": lengths_B, "prefix": prefix_B}
+    out = transformer.hidden(model.params, inputs, model.config, cache=cache)
     last_B1D = jnp.take_along_axis(out.outputs, jnp.maximum(lengths_B - 1, 0)[:, None, None], axis=1)
     assert out.cache is not None
     return head.logits(model.params, last_B1D, model.config)[:, 0, :vocab], out.cache

@@ -1,24 +1,31 @@
-"""Next-token language modelling: the loss that the step differentiates and the metrics that evaluation adds up."""
+"""Language modelling: the loss that the step differentiates and the metrics that evaluation adds up.
+
+The loss scores whatever a batch marks as targets. In kind `lm` that is every next token; in kind `infill` what was hidden from a text, with
+the batches of tasks/infill.py.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from research.core.hypers import Hypers
 from research.model import head, transformer
-from research.model.config import ModelConfig, require
+from research.model.config import ModelConfig, check_choices, require
 from research.tasks import losses
+from research.tasks.infill import InfillConfig
 
 Loss = Callable[..., tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LMConfig:
-    """What the loss adds to cross-entropy. None: absent from the program; a number is the default of the traced value."""
+    """What is predicted, and what the loss adds to cross-entropy. None: absent from the program; a number is the default of the traced value."""
 
+    kind: Literal["lm", "infill"] = "lm"  # infill: for models whose layers have the pattern prefix
+    infill: InfillConfig = InfillConfig()
     label_smoothing: float | None = None
     z_loss: float | None = None
     balance_loss: float | None = None  # of a mixture of experts, times the mean of its layers' `balance` (model/moe.py)
@@ -26,6 +33,7 @@ class LMConfig:
     head_tile: int | None = None  # tokens whose logits are held at a time; None: all
 
     def __post_init__(self):
+        check_choices(self, "task")
         smoothing, z_loss, tile = self.label_smoothing, self.z_loss, self.head_tile
         require(smoothing is None or 0 <= smoothing < 1, "task.label_smoothing", smoothing, "a number in [0, 1)")
         require(z_loss is None or z_loss >= 0, "task.z_loss", z_loss, "a number of at least 0")
@@ -36,7 +44,8 @@ class LMConfig:
 
 
 def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
-    """`loss(params, batch, key, hypers) -> (sum, weight, metrics)` over a batch of `tokens`, `targets` and `weights`, each (B, T).
+    """`loss(params, batch, key, hypers) -> (sum, weight, metrics)` over a batch of `tokens`, `targets` and `weights`, each (B, T), and of
+    what else `transformer.hidden` takes.
 
     `sum / weight` is what training minimises, in nats per token; the router's losses, means over a batch, count with its whole weight.
     `metrics` are further sums over the same weight: `balance` and `router_z` of a mixture of experts, nothing otherwise. A key turns

@@ -15,12 +15,12 @@ from research.core import params as P
 from research.core.errors import UserError
 from research.data.loader import Batches, EvalBatches
 from research.data.tokens import Corpus
-from research.model import flops, transformer
+from research.model import blanks, flops, transformer
 from research.model.config import ModelConfig
 from research.sample.engine import continuations
 from research.sample.models import Loaded
 from research.sample.options import Sampling
-from research.tasks import lm
+from research.tasks import infill, lm
 from research.train import config as C
 from research.train import step as S
 
@@ -31,7 +31,17 @@ EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
 
 
 def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
-    """The model with its tokeniser's vocabulary, unless it already has a larger one. Raises UserError for a smaller one."""
+    """The model with its tokeniser's vocabulary, unless it already has a larger one. Raises UserError for a smaller one.
+
+    A model that fills blanks has four ids more, exactly: they are the last of its vocabulary.
+    """
+    if model.fills_blanks:
+        vocab_size += blanks.SPECIAL_IDS
+        if model.vocab_size not in (None, vocab_size):
+            raise UserError(
+                f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size - blanks.SPECIAL_IDS} ids and filling blanks "
+                f"takes {blanks.SPECIAL_IDS} more; leave it out (None) or make it {vocab_size}"
+            )
     if model.vocab_size is None:
         return dataclasses.replace(model, vocab_size=vocab_size)
     if model.vocab_size < vocab_size:
@@ -71,29 +81,35 @@ class Program:
     # -- data
 
     @functools.cached_property
-    def batches(self) -> Batches:
+    def batches(self) -> Batches | infill.Blanked:
         """This process's rows of every training batch."""
         config = self.config
         whole = Batches(self.corpus.train, config.batch_size, config.row_tokens, config.seed)
-        return whole.rows(jax.process_index(), jax.process_count())
+        return self._posed(whole, config.seed).rows(jax.process_index(), jax.process_count())
+
+    def _posed(self, text: Any, seed: int) -> Any:
+        """Batches of text as the task poses them."""
+        ids = blanks.blank_ids(self.model)
+        return text if ids is None else infill.Blanked(text, ids, self.config.task.infill, seed)
 
     @functools.cached_property
-    def held_out(self) -> EvalBatches:
+    def held_out(self) -> EvalBatches | infill.Blanked:
         """The held-out windows, some thousand tokens at a time, in rows that split over the devices."""
         shards, context = sharding.batch_shards(self.mesh), self.config.row_tokens
         windows = EvalBatches(self.corpus.eval, 1, context).windows
         rows = min(max(1, EVAL_TOKENS // context), windows)
         rows = math.ceil(rows / shards) * shards
-        return EvalBatches(self.corpus.eval, rows, context, limit_batches=self.config.eval_batches)
+        text = EvalBatches(self.corpus.eval, rows, context, limit_batches=self.config.eval_batches)
+        return self._posed(text, seed=0)
 
     @functools.cached_property
     def held_out_text(self) -> tuple[bytes, int]:
-        """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in."""
-        if len(self.held_out) * self.held_out.batch_size >= self.held_out.windows:
-            return self.corpus.tokenizer.decode_bytes(np.asarray(self.corpus.eval.tokens)), len(self.corpus.eval) - 1
-        parts = [batch["targets"][batch["weights"] > 0] for batch in self.held_out]
-        tokens = np.concatenate(parts)
-        return self.corpus.tokenizer.decode_bytes(tokens), len(tokens)
+        """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in, ends of blanks included."""
+        held_out, tokenizer = self.held_out, self.corpus.tokenizer
+        if isinstance(held_out, EvalBatches) and len(held_out) * held_out.batch_size >= held_out.windows:
+            return tokenizer.decode_bytes(np.asarray(self.corpus.eval.tokens)), len(self.corpus.eval) - 1
+        tokens = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in held_out])
+        return tokenizer.decode_bytes(tokens[tokens < tokenizer.vocab_size]), len(tokens)
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """A held-out loss in bits per byte of the text that it was measured on."""
@@ -179,7 +195,7 @@ class Program:
         total = {name: math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight")}
         return total["nll"] / total["weight"]
 
-    def _local(self, batches: EvalBatches) -> Iterator[dict[str, np.ndarray]]:
+    def _local(self, batches: EvalBatches | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
         return iter(batches.rows(jax.process_index(), jax.process_count()))
 
     def sample(self, state: S.State) -> str:
@@ -202,6 +218,11 @@ def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> P
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch_size // config.micro_batches, mesh)
     model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
+    if model.fills_blanks != (config.task.kind == "infill"):
+        expected = "infill" if model.fills_blanks else "lm"
+        raise UserError(
+            f"task.kind is {config.task.kind!r}, but model.patterns are {model.patterns!r}; make it {expected!r}"
+        )
     built = Program(config, corpus, model, mesh, C.hypers(config), weights)
     _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
     return built

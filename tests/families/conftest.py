@@ -20,12 +20,16 @@ def logits():
 
 @pytest.fixture
 def folder(tmp_path):
-    """`folder(case)` writes a case as a model's folder."""
+    """`folder(case)` writes a case as a model's folder, with another config or other shapes where they are given."""
 
-    def write(case: str, config: dict | None = None) -> Path:
+    def write(case: str, config: dict | None = None, shapes: dict | None = None) -> Path:
         path = tmp_path / case
         path.mkdir()
-        save_file(cases.tensors(case, cases.expected()[case]["shapes"]), path / "model.safetensors", {"format": "pt"})
+        save_file(
+            cases.tensors(case, shapes or cases.expected()[case]["shapes"]),
+            path / "model.safetensors",
+            {"format": "pt"},
+        )
         (path / "config.json").write_text(json.dumps(config or cases.expected()[case]["config"]))
         return path
 

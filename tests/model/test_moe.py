@@ -84,7 +84,10 @@ def by_hand(p, x_BTD, config: ModelConfig, real_BT=None):
         y_BTD[at] += gate * feed_forward(p["shared"], x_BTD[at], config.activation)
     count = max(1, len(tokens))
     balance = options.experts * sum(
-        sum(e in experts for experts, _, _ in routes.values()) / count * sum(p[e] for _, p, _ in routes.values()) / count
+        sum(e in experts for experts, _, _ in routes.values())
+        / count
+        * sum(p[e] for _, p, _ in routes.values())
+        / count
         for e in range(options.experts)
     )
     return y_BTD, balance, sum(z**2 for _, _, z in routes.values()) / count, kept

@@ -7,8 +7,7 @@ import pytest
 
 CASES = {
     "data=8 ragged 0.7": 1,
-    "fsdp=4,tensor=2 ragged none": 1 / 8,
-    "data=2,expert=4 auto none": 1 / 4,
+    "fsdp=4,expert=2 auto none": 1 / 8,
     "data=2,fsdp=2,expert=2 auto 0.7": 1 / 4,
 }
 

@@ -132,7 +132,7 @@ def drawn(table: np.ndarray, accepting: np.ndarray, draw: np.random.Generator) -
     return text
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(node=SCHEMAS, seed=st.integers(0, 2**32 - 1))
 def test_every_text_of_the_automaton_is_json_that_satisfies_the_schema(node, seed):
     pytest.importorskip("outlines_core")
