@@ -17,7 +17,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data.encoding import FILE_NAME, StreamDecoder, Tokenizer, byte_level_alphabet, to_utf8
-from research.data.pretrained import END_OF_TEXT, LARGEST_ID, AddedToken, Settings
+from research.data.pretrained import END_OF_TEXT, AddedToken, Settings
 from research.data.sources import Source
 
 SMALLEST, LARGEST = 257, 1 << 20  # 256 bytes and the separator; far more than any text here can fill
@@ -54,15 +54,12 @@ class LibraryTokenizer(Tokenizer):
         vocabulary = library.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise UserError(f"{where} is a tokenizer.json without a vocabulary.")
-        largest = max(vocabulary.values())
-        if largest >= LARGEST_ID:
-            raise UserError(f"{where} is a tokenizer.json with the id {largest}, expected less than {LARGEST_ID}.")
         eot = separator({token.content: number for number, token in added.items()}, settings)
         new = [[number, token.content] for number, token in sorted(added.items()) if number not in plain]
         new = [[number, text] for number, text in new if not added[number].special]
         bare = separator({token.content: number for number, token in plain.items()}, Settings())
         return cls(
-            type(library.model).__name__.lower(), largest + 1, eot, content, library,
+            type(library.model).__name__.lower(), max(vocabulary.values()) + 1, eot, content, library,
             settings=settings, beyond=json.dumps([new, eot]) if new or eot != bare else "",
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import UserError
-from research.model import positions, transformer
+from research.model import positions
 from research.model.config import ModelConfig, RopeConfig
 
 H, CONTEXT = 12, 32

@@ -19,28 +19,14 @@ from research.sample.engine import continuations, generate
 from research.sample.models import Loaded
 from research.sample.options import Sampling
 
-CHINESE = "床前明月光，疑是地上霜。举头望明月，低头思故乡。😀😃 moonlight, frost 3.14\n"
 CONFIG = ModelConfig(vocab_size=257, context=24, width=16, layers=1, heads=2, mlp_width=24, tied=False)
 
 
 @pytest.fixture(scope="module")
-def trained() -> T.Tokenizer:
-    """A byte-level BPE whose tokens end within characters, and hold several."""
-    library = pytest.importorskip("tokenizers")
-    model = library.Tokenizer(library.models.BPE())
-    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = library.decoders.ByteLevel()
-    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    options = {"special_tokens": ["<|endoftext|>"], "initial_alphabet": sorted(alphabet), "show_progress": False}
-    model.train_from_iterator([CHINESE], library.trainers.BpeTrainer(vocab_size=300, **options))
-    return T.parse(model.to_str(), "test")
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tokenizer, characters, trained) -> dict[str, T.Tokenizer]:
+def tokenizers(tokenizer, characters, trained, chinese) -> dict[str, T.Tokenizer]:
     return {
         "byte": tokenizer,
-        "char": characters(sorted({*CHINESE, *'abcdefghijklmnopqrstuvwxyz0123456789{}[]:",. -'})),
+        "char": characters(sorted({*chinese, *'abcdefghijklmnopqrstuvwxyz0123456789{}[]:",. -'})),
         "bpe": trained,
     }
 
@@ -178,25 +164,8 @@ def test_what_each_token_adds_is_its_bytes(tokenizers):
     assert table[bpe.eot] == b"" and any(word[:2] == b"\xe6\x98" for word in table)
 
 
-def metaspace() -> T.Tokenizer:
-    """Words with a mark for the space before them, characters without a token spelled in bytes, as Llama's tokenizer.json has it."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "\u2581a", "月"]
-    description = {
-        "version": "1.0", "added_tokens": [], "truncation": None, "padding": None, "post_processor": None,
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
-        "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "vocab": {p: i for i, p in enumerate(pieces)},
-                  "merges": [["\u2581", "a"]]},
-    }  # fmt: skip
-    return T.parse(json.dumps(description), "test")
-
-
-def test_tokens_that_are_single_bytes_of_characters_are_found_by_how_characters_are_spelled():
-    tokenizer = metaspace()
+def test_tokens_that_are_single_bytes_of_characters_are_found_by_how_characters_are_spelled(metaspace):
+    tokenizer = metaspace
     words = constrain.token_bytes(constrain._Tokens(tokenizer.fingerprint, tokenizer.vocab_size, tokenizer))
     assert words[257:] == (b" ", b"a", b"b", b" a", "月".encode())
     used = {*range(0x80, 0xC0), *range(0xC2, 0xF5)}  # what UTF-8 has beside ASCII

@@ -96,6 +96,23 @@ def test_the_penalty_counts_prompt_and_output(base, tokenizer):
     assert list(result.tokens) != until_separator(uncached_greedy(base, BASE, PROMPTS[2].encode(), 16))
 
 
+def test_penalties_count_the_output_and_log_probabilities_are_the_models_own(base, tokenizer):
+    """Token by token from the whole forward: what was penalised decides, what is reported is not penalised."""
+    how = Sampling(max_tokens=16, temperature=0, presence_penalty=0.9, frequency_penalty=0.4, logprobs=3)
+    one = continuations(Loaded(base, BASE, tokenizer), PROMPTS[2:], how)[0]
+    tokens, counts = [*PROMPTS[2].encode()], np.zeros(257)
+    for i in range(len(one.tokens)):
+        logits = np.array(forward(base, jnp.array([tokens + [0] * (48 - len(tokens))]), BASE)[0, len(tokens) - 1])
+        token, own = int((logits - 0.9 * (counts > 0) - 0.4 * counts).argmax()), np.array(jax.nn.log_softmax(logits))
+        best = np.argsort(-own)[:3]
+        assert one.tokens[i] == token
+        np.testing.assert_allclose((one.logprobs or ())[i], own[token], atol=1e-4)
+        assert [number for number, _ in (one.alternatives or ())[i]] == best.tolist()
+        np.testing.assert_allclose([value for _, value in (one.alternatives or ())[i]], own[best], atol=1e-4)
+        tokens, counts[token] = [*tokens, token], counts[token] + 1
+    assert list(one.tokens) != uncached_greedy(base, BASE, PROMPTS[2].encode(), 16)
+
+
 DRAWN = Sampling(max_tokens=20, temperature=0.9, top_p=0.95, num=2, seed=7)
 
 

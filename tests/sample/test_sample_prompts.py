@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,7 +73,7 @@ def test_without_a_tokeniser_ids_are_those_of_the_model():
 
 
 def test_one_prompt_is_told_from_several():
-    assert all(map(is_one, ("text", "", [1, 2], (1,), np.array([1, 2]), [np.int32(1)])))
+    assert all(map(is_one, ("text", "", [1, 2], (1,), np.array([1, 2]), jnp.array([1, 2]), [np.int32(1)], 3)))
     assert not any(map(is_one, (["text"], [], [[1, 2]], [np.array([1])], np.array([[1, 2]]), np.array(["a", "b"]))))
 
 

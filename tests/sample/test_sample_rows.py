@@ -6,6 +6,7 @@ import json
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 
 from research.data import tokenizer as T
 from research.data.encoding import Tokenizer, byte_description
@@ -93,3 +94,35 @@ def test_characters_are_shown_whole_and_one_that_a_limit_cuts_not_at_all():
 def test_a_row_without_room_is_over_from_the_start():
     row = Row(BYTES, np.array([], np.int32), 0, "length")
     assert (row.left, row.push([97]), row.text, row.reason) == (0, "", "", "length")
+
+
+@pytest.fixture(scope="module")
+def kinds(tokenizer, trained, metaspace) -> dict[str, Tokenizer]:
+    return {"byte": tokenizer, "bpe": trained, "bytes of unknown characters": metaspace}
+
+
+SCRIPTS = st.text("a 月明é😀👩‍🚀\n", max_size=12)
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(st.data(), SCRIPTS, SCRIPTS)
+def test_pieces_hold_whole_characters_and_join_to_the_text(kinds, data, before, text):
+    """Of a text after a prompt, whatever the tokeniser and wherever the tokens are cut, also within characters."""
+    tokenizer = kinds[data.draw(st.sampled_from(sorted(kinds)))]
+    prompt = tokenizer.encode("a" + before)
+    tokens = [int(token) for token in tokenizer.encode("a" + before + text)[len(prompt) :]]
+    hypothesis.assume(tokenizer.decode([*prompt, *tokens]) == "a" + before + text and tokens)
+    hypothesis.assume(tokenizer.decode(prompt) == "a" + before)  # not where a merge crosses the border
+    stop = data.draw(st.sampled_from([(), ("月",), ("明月", "\n"), ("👩‍🚀",)]))
+    row, pieces = Row(tokenizer, prompt, len(tokens), "length", stop), []
+    for part in np.split(np.array(tokens), sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=6)))):
+        pieces.append(row.push(part.tolist()))
+    assert not any("\ufffd" in piece for piece in pieces)
+    ends = [text.index(s) for s in stop if s in text]
+    assert "".join(pieces) == row.text == text[: min(ends, default=len(text))]
+    assert row.reason == ("stop" if ends else "length")
+
+
+def test_a_character_that_the_prompt_begins_is_shown_once_it_is_complete(tokenizer):
+    row = Row(tokenizer, np.array([*b"a\xe6\x9c"]), 10, "length")
+    assert row.push([0x88, *b"!"]) == "月!"
