@@ -1,6 +1,6 @@
 """GLM-130B's architecture and objective at 1.1M parameters: a model that fills blanks in Python source code, and continues it.
 
-    python experiments/glm_infill.py
+python experiments/glm_infill.py
 """
 
 from research import train
@@ -15,7 +15,10 @@ EXPERIMENT = train.Experiment(
         model=glm130b.config(4, 128, 4, mlp_width=344, vocab_size=None, context=128, unroll=4),
         task=LMConfig(kind="infill"),
         optimizer=train.OptimizerConfig(
-            learning_rate=3e-3, weight_decay=0.1, beta2=0.95, schedule=train.ScheduleConfig(kind="cosine", warmup_steps=50)
+            learning_rate=3e-3,
+            weight_decay=0.1,
+            beta2=0.95,
+            schedule=train.ScheduleConfig(kind="cosine", warmup_steps=50),
         ),
         steps=600,
         batch_size=16,

@@ -25,8 +25,10 @@ def train(argv: Sequence[str]) -> int:
 def sample(argv: Sequence[str]) -> int:
     """MODEL --prompt TEXT: continue a text with a run's model, or one in Hugging Face's layout"""
     from research.sample.command import sample_command
+    from research.train import compile_cache
     from research.train.run import open_model
 
+    compile_cache.enable()
     return sample_command(open_model, argv)
 
 

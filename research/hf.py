@@ -204,31 +204,36 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def read(source: Source, dtype: str | None = None, mesh: Mesh | None = None) -> P.Tree:
     """The parameters, on the first device or spread over a mesh."""
-    specs = P.flatten(source.specs())
-    whole = SingleDeviceSharding(jax.local_devices()[0])
-    where = dict.fromkeys(specs, whole) if mesh is None else P.flatten(sharding.shardings(source.specs(), mesh))
-    kept = source.dtypes()
+    specs = source.specs()
+    if mesh is None:
+        where = dict.fromkeys(P.flatten(specs), SingleDeviceSharding(jax.local_devices()[0]))
+    else:
+        where = P.flatten(sharding.shardings(specs, mesh))
+    leaves = _leaves(source, dtype, where)
+    # on a CPU the arrays are the buffers themselves, and the files are read from end to end; elsewhere one leaf at a time passes through
+    host = all(device.platform == "cpu" for leaf in leaves for device in leaf.sharding.device_set)
+    groups = [leaves] if host else [[leaf] for leaf in leaves]
+    return P.unflatten({path: array for group in groups for path, array in _arrays(group).items()})
+
+
+def _leaves(source: Source, dtype: str | None, where: Mapping[str, Sharding]) -> list["_Leaf"]:
+    """Every leaf, to be read in `dtype` (None: its own) for the devices of `where`."""
     parts: dict[str, list[tuple[Part, T.Entry]]] = {}
     for stored, entry in source.stored:
         for part in stored.parts:
             parts.setdefault(part.path, []).append((part, entry))
-    leaves = [
+    kept = source.dtypes()
+    return [
         _Leaf(path, p.shape, kept[path] if dtype is None else np.dtype(jnp.dtype(dtype)), where[path], parts[path])
-        for path, p in specs.items()
+        for path, p in P.flatten(source.specs()).items()
     ]
-    host = (
-        jax.default_backend() == "cpu"
-    )  # its arrays are the buffers themselves; elsewhere one leaf at a time passes through
-    out: dict[str, jax.Array] = {}
-    for group in [leaves] if host else [[leaf] for leaf in leaves]:
-        buffers = [leaf.buffers() for leaf in group]
-        reader.read_all(job for leaf, own in zip(group, buffers, strict=True) for job in leaf.jobs(own))
-        for leaf, own in zip(group, buffers, strict=True):
-            out[leaf.path] = leaf.array(own)
-            own.clear()
-        if not host:
-            jax.block_until_ready([out[leaf.path] for leaf in group])
-    return P.unflatten(out)
+
+
+def _arrays(leaves: list["_Leaf"]) -> dict[str, jax.Array]:
+    """The leaves by path, read in the order of the files. What host memory that took is free again, but for arrays that lie there."""
+    buffers = [leaf.buffers() for leaf in leaves]
+    reader.read_all(job for leaf, own in zip(leaves, buffers, strict=True) for job in leaf.jobs(own))
+    return {leaf.path: jax.block_until_ready(leaf.array(own)) for leaf, own in zip(leaves, buffers, strict=True)}
 
 
 Index = tuple[tuple[int, int], ...]
@@ -269,8 +274,6 @@ class _Leaf:
     def array(self, buffers: dict[Index, np.ndarray]) -> jax.Array:
         """The leaf made of its filled buffers."""
         pieces = [reader.adopt(buffers[index], device) for device, index in self._indices().items()]
-        if len(pieces) == 1:
-            return pieces[0]
         return jax.make_array_from_single_device_arrays(self.shape, self.sharding, pieces)
 
 
@@ -349,7 +352,8 @@ def _checked(params: P.Tree, config: ModelConfig) -> dict[str, jax.Array]:
 def _tensor(
     stored: Stored, leaves: Mapping[str, jax.Array], dtype: str | None
 ) -> tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]:
-    """What the writer wants of one stored tensor: its dtype, its shape, and how to make it, once, when its turn comes."""
+    """What the writer wants of one stored tensor: its dtype, its shape, and how to make it, once, when its turn comes. Making it raises
+    UserError where the dtype cannot hold its values."""
     first = leaves[stored.parts[0].path]
     kind = np.dtype(first.dtype if dtype is None else jnp.dtype(dtype))
 
@@ -357,7 +361,11 @@ def _tensor(
         out = np.empty(stored.shape, kind)
         for part in stored.parts:
             own = np.asarray(jax.device_get(leaves[part.path][part.index])).reshape(part.shape)
-            out.reshape(part.view)[part.slices] = own.transpose(np.argsort(part.order))
+            own, place = own.transpose(np.argsort(part.order)), out.reshape(part.view)[part.slices]
+            with np.errstate(all="ignore"):  # the range is checked here, where 16-bit formats raise no flags
+                place[...] = own
+                if T.beyond_range(own, place):
+                    raise UserError(f"{part.path} has values beyond the range of {kind}; ask for bfloat16 or float32")
         return out
 
     return kind, stored.shape, make

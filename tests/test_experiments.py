@@ -19,7 +19,7 @@ VOCABULARY = 1024
 
 
 def test_the_experiments_are_there():
-    assert {"quickstart", "lm_tiny_text", "gpt2_124m", "shakespeare"} <= set(NAMES)
+    assert {"quickstart", "lm_tiny_text", "gpt2_124m", "shakespeare", "glm_infill"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -104,8 +104,9 @@ class Tokenizer(abc.ABC):
         """The ids that end a generation: what `with_stop_ids` was given, else the `eos_token`, else `eot`."""
         if self.settings.stop_ids is not None:
             return self.settings.stop_ids
-        eos = self.token_id(self.special_tokens.get("eos_token", ""))
-        number = self.eot if eos is None else eos
+        eos = self.special_tokens.get("eos_token")
+        number = None if eos is None else self.token_id(eos)
+        number = self.eot if number is None else number
         return () if number is None else (number,)
 
     def with_stop_ids(self, ids: Iterable[int]) -> Self:

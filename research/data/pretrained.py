@@ -6,10 +6,13 @@ Names and meaning are those of Hugging Face transformers:
 | file                     | what is read from it                                                                                   |
 | ------------------------ | ------------------------------------------------------------------------------------------------------ |
 | tokenizer_config.json    | `bos_token` and the like, `add_bos_token`, `add_eos_token`, `added_tokens_decoder`, `tokenizer_class`, |
-|                          | `chat_template`, `legacy`, `split_special_tokens`                                                      |
-| special_tokens_map.json  | special tokens that the former does not name                                                           |
+|                          | `chat_template`, `legacy`, `split_special_tokens`, `add_prefix_space`, `pat_str`                       |
+| special_tokens_map.json  | special tokens, before the former's unless that has an `added_tokens_decoder`                          |
 | added_tokens.json        | ids of added tokens where the former has no `added_tokens_decoder`                                     |
 | chat_template.jinja      | the chat template, before the one in tokenizer_config.json                                             |
+
+`add_bos_token` and `add_eos_token` hold over the post-processor of a tokenizer.json, as the word of whoever set them. transformers 5
+heeds the post-processor alone, so that `save_pretrained` writes one that says the same.
 
 A run directory has one file for all of it: `enclose` puts the texts into the `model` object of a tokenizer.json, where the
 `tokenizers` library passes over a key that it does not know; `disclose` takes them out again and gives the text as it was.

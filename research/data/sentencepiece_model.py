@@ -130,7 +130,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self.added.get(token, self._id_of.get(token))
 
     def token_text(self, number: int) -> str:
-        return self.texts[number]
+        return next(text for text, known in (self._id_of | self.added).items() if known == number)
 
     @property
     def default_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

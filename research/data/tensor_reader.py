@@ -11,22 +11,22 @@ import mmap
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.tensors import Entry, beyond_range
+from research.data.tensors import Entry, beyond_range, shown
 
-_SCRATCH = 1 << 20  # bytes a thread reads before it copies them: they stay in its processor's cache
+_SCRATCH = 2 << 20  # bytes a thread reads before it copies them: they stay in its cache, and hold rows of any matrix
 _DIRECT = 16 << 20  # bytes of one read straight into place: enough pieces to keep the threads evenly busy
 _GAP = 64 << 10  # unwanted bytes between wanted ones that are cheaper to read than to skip
-_HUGE = 2 << 20  # a huge page
-_LINE = 64  # a line of the processor's cache, and the alignment that JAX asks of memory to take it as it is
+_LINE = 64  # bytes of a line of the processor's cache
 
 
 @dataclass(frozen=True)
@@ -93,61 +93,69 @@ def read_all(jobs: Iterable[Job], threads: int | None = None) -> None:
         sizes = _sizes(job)
         groups.setdefault((job.entry, sizes), []).append(_region(job, sizes))
     ordered = sorted(groups.items(), key=lambda group: (group[0][0].file, group[0][0].begin))
-    pieces = [piece for (entry, sizes), regions in ordered for piece in _pieces(entry, sizes, regions)]
+    pieces = (piece for (entry, sizes), regions in ordered for piece in _pieces(entry, sizes, regions))
+    turn = threading.Lock()
+
+    def work() -> None:
+        scratch = np.empty(_SCRATCH, np.uint8)
+        while True:
+            with turn:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            _read_piece(piece, descriptors[piece.entry.file], scratch)
+
+    count = threads or min(8, max(2, os.cpu_count() or 2))
+    with _opened({entry.file for entry, _ in groups}) as descriptors, ThreadPoolExecutor(count) as pool:
+        workers = [pool.submit(work) for _ in range(count)]
+        try:
+            wait(workers, return_when=FIRST_EXCEPTION)
+        finally:
+            with turn:
+                pieces.close()  # after an error or an interrupt no thread begins another
+        for worker in workers:
+            worker.result()
+
+
+@contextlib.contextmanager
+def _opened(files: set[Path]) -> Iterator[dict[Path, int]]:
+    """Descriptors of `files`, open while the block runs. Raises UserError where one cannot be opened."""
     with contextlib.ExitStack() as stack:
         descriptors: dict[Path, int] = {}
-        for file in {piece.entry.file: None for piece in pieces}:
-            descriptors[file] = _open(file)
+        for file in files:
+            try:
+                descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror or error}") from error
             stack.callback(os.close, descriptors[file])
-        own = threading.local()
-
-        def work(piece: _Piece) -> None:
-            if not hasattr(own, "scratch"):
-                own.scratch = np.empty(_SCRATCH, np.uint8)
-            _read_piece(piece, descriptors[piece.entry.file], own.scratch)
-
-        pool = stack.enter_context(ThreadPoolExecutor(threads or min(8, max(2, os.cpu_count() or 2))))
-        for _ in pool.map(work, pieces):  # an error cancels the pieces that no thread has begun
-            pass
+        yield descriptors
 
 
 def allocate(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Returns an array of `shape` and `dtype`, its values not set, that `adopt` can take without a copy: it begins at a multiple of 64
-    bytes, and large ones at a huge page (memory then comes 2 MiB instead of 4 KiB at a time, which halves the time to first fill it).
-    Raises UserError for a 64-bit dtype where JAX is not set to keep those."""
+    """Returns an array of `shape` and `dtype`, its values not set, that `adopt` can take without a copy. Raises UserError for a 64-bit
+    dtype where JAX is not set to keep those.
+
+    It begins at a page of its own. NumPy would ask for huge pages, which are quicker to fill on a machine's own memory, but on a virtual machine
+    whose host takes free memory back they cost five times what pages of the ordinary size do.
+    """
     dtype = np.dtype(dtype)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise UserError(f"{dtype} needs JAX_ENABLE_X64=1 in the environment; set it, or ask for a 32-bit dtype.")
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < _HUGE:
-        raw, alignment = np.empty(nbytes + _LINE, np.uint8), _LINE
-    else:
-        pages = mmap.mmap(-1, nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without them: ordinary pages serve
-                pages.madvise(mmap.MADV_HUGEPAGE)
-        raw, alignment = np.frombuffer(pages, np.uint8), _HUGE
-    offset = -raw.ctypes.data % alignment
-    return raw[offset : offset + nbytes].view(dtype).reshape(shape)
+    count = math.prod(shape)
+    pages = mmap.mmap(-1, max(1, count * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.uint8, count * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def adopt(array: np.ndarray, where: jax.Device | jax.sharding.Sharding | None = None) -> jax.Array:
-    """Returns `array` as a JAX array on `where`. On a CPU an array of `allocate`'s is taken as it is, without a copy (`jnp.asarray` would
+def adopt(array: np.ndarray, device: Any = None) -> jax.Array:
+    """Returns `array` as a JAX array on `device`. On a CPU an array of `allocate`'s is taken as it is, without a copy (`jnp.asarray` would
     copy), so nobody may write to it afterwards."""
-    return jax.device_put(array, where)
-
-
-def _open(file: Path) -> int:
-    try:
-        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    return jax.device_put(array, device)
 
 
 def _check_dtypes(entry: Entry, dtype: np.dtype) -> None:
     if entry.dtype != dtype and not (jnp.issubdtype(entry.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)):
         raise UserError(
-            f"{entry.file}: tensor {ascii(entry.name)} is stored as {entry.dtype}, not convertible to {dtype}; "
+            f"{entry.file}: tensor {shown(entry.name)} is stored as {entry.dtype}, not convertible to {dtype}; "
             "only floating point numbers are converted. Ask for the stored dtype."
         )
 
@@ -237,7 +245,7 @@ def _target(box: Box, region: _Region) -> Target | None:
         return None
     part = tuple(slice(lo - b, hi - b) for (lo, hi), (b, _) in zip(both, box, strict=True))
     where = tuple(slice(lo - b, hi - b) for (lo, hi), (b, _) in zip(both, region.box, strict=True))
-    return part, region.out[where]
+    return part, region.out[(*where, ...)]  # with the dots a single number is an array too
 
 
 def _boxes(span: Box, sizes: tuple[int, ...], most: int, a: int = 0) -> Iterator[Box]:
@@ -270,16 +278,16 @@ def _read_piece(piece: _Piece, descriptor: int, scratch: np.ndarray) -> None:
     _read_bytes(piece, descriptor, scratch[:nbytes])
     stored = scratch[:nbytes].view(entry.dtype).reshape(piece.counts)
     for part, out in piece.targets:
-        if not _place(out.squeeze(), stored[part].squeeze()):
+        if not _place(out.squeeze(), stored[(*part, ...)].squeeze()):
             raise UserError(
-                f"{entry.file}: tensor {ascii(entry.name)} ({entry.dtype}) has values beyond the range of {out.dtype}. "
+                f"{entry.file}: tensor {shown(entry.name)} ({entry.dtype}) has values beyond the range of {out.dtype}. "
                 "Ask for bfloat16 or float32."
             )
 
 
 def _read_bytes(piece: _Piece, descriptor: int, buffer: np.ndarray) -> None:
     """Fills `buffer` with the bytes of `piece`. Raises UserError where the file ends before."""
-    view, at = memoryview(buffer), 0
+    view, at = buffer.data, 0
     while at < len(view):
         try:
             got = os.preadv(descriptor, [view[at:]], piece.begin + at)

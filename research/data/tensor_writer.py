@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from research.core.errors import UserError
+from research.data.files import write_atomically
 from research.data.tensors import DTYPES, INDEX, METADATA, WHOLE
 
 Tensor = tuple[np.dtype, tuple[int, ...], Callable[[], np.ndarray]]
@@ -42,7 +43,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             total = sum(map(_nbytes, tensors.values()))
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_atomically(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
             names.append(INDEX)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -88,5 +89,6 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             values = make()
             assert values.dtype == dtype and values.shape == tuple(shape), "a tensor is what was announced"
             stream.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+            del values  # before the next one is made
         stream.flush()
         os.fsync(stream.fileno())

@@ -8,6 +8,7 @@ against the folder.
 
 import json
 import math
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def open_folder(folder: str | Path) -> Tensors:
     the folder, and from a snapshot of a hub cache to the blobs of the same repository.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder{_why_not(folder)}. Give the folder that holds {WHOLE} or {INDEX}.")
     if _exists(folder / WHOLE):
         entries, metadata = read_header(_contained(folder, WHOLE))
@@ -135,18 +136,22 @@ _DAMAGED = "The file is damaged or was not written by a safetensors library: fet
 
 
 def _exists(path: Path) -> bool:
-    """Whether something has this name, a link to nowhere included: that one is for `_contained` to explain."""
-    return path.exists() or path.is_symlink()
+    """Whether something has this name, a link to nowhere included: that one is for `_contained` to explain. A name that no file can
+    have is one that none has."""
+    return os.path.lexists(path)
 
 
 def _why_not(path: Path) -> str:
     if path.suffix in _OTHER_FORMATS:
         return f" but a {path.suffix} file ({_OTHER_FORMATS[path.suffix]}). {_CONVERT[:-1]}"
-    return " but a file" if path.exists() else ": nothing is there"
+    return " but a file" if _exists(path) else ": nothing is there"
 
 
 def _nothing_here(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return f"cannot read {folder}: {error.strerror or error}"
     loose = [name for name in names if name.endswith(".safetensors")]
     others = [name for name in names if Path(name).suffix in _OTHER_FORMATS]
     if loose:
@@ -163,7 +168,14 @@ def _nothing_here(folder: Path) -> str:
 def _listed(names: list[str], most: int = 20) -> str:
     """`names` in one line, the first `most` of them."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(ascii(name)[1:-1] for name in names[:most]) + rest
+    return ", ".join(shown(name)[1:-1] for name in names[:most]) + rest
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """What a file holds, in plain characters and not too many of them: a text as Python writes it, anything else by its type."""
+    if not isinstance(value, str):
+        return f"a {type(value).__name__}"
+    return ascii(value if len(value) <= most else value[:most] + "...")
 
 
 def _contained(folder: Path, name: str) -> Path:
@@ -213,17 +225,18 @@ def _parse(content: bytes, what: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise ValueError(f"{key!r} stands there twice")
+                raise ValueError(f"{shown(key)} stands there twice")
+            key.encode("utf-8")  # half of a surrogate pair raises here: no library writes it, and no terminal prints it
             found[key] = value
         return found
 
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # bytes that are no UTF-8 and numbers too long are ValueErrors as well
-        raise UserError(f"{what}: what should be JSON is not ({ascii(str(error))[1:-1]}). {_DAMAGED}") from error
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 and numbers too long are ValueErrors too
+        raise UserError(f"{what}: what should be JSON is not ({shown(str(error))[1:-1]}). {_DAMAGED}") from error
     if not isinstance(parsed, dict):
         raise UserError(f"{what}: expected a JSON object, found {type(parsed).__name__}. {_DAMAGED}")
     return parsed
@@ -232,12 +245,12 @@ def _parse(content: bytes, what: str) -> dict[str, Any]:
 def _entry(file: Path, name: str, stored: Any, data: int) -> Entry:
     """The tensor that a header describes, its data from byte `data` on. Raises UserError where the description is not whole or
     disagrees with itself."""
-    where = f"{file}: tensor {ascii(name)}"
+    where = f"{file}: tensor {shown(name)}"
     if not isinstance(stored, dict) or not {"dtype", "shape", "data_offsets"} <= stored.keys():
         raise UserError(f"{where} is described without dtype, shape and data_offsets. {_DAMAGED}")
     dtype, shape, offsets = stored["dtype"], stored["shape"], stored["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UserError(f"{where} has dtype {ascii(dtype)}; known are {', '.join(DTYPES)}. Convert it to one of these.")
+        raise UserError(f"{where} has dtype {shown(dtype)}; known are {', '.join(DTYPES)}. Convert it to one of these.")
     if not _counts(shape) or len(shape) > 32 or math.prod(n or 1 for n in shape) >= 2**60:
         raise UserError(f"{where} has no valid shape. {_DAMAGED}")
     if not _counts(offsets) or len(offsets) != 2:
@@ -262,7 +275,7 @@ def _check_layout(file: Path, entries: list[Entry], data: int, size: int) -> Non
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
             wrong = "overlaps the one before it" if entry.begin < at else "leaves a hole before it"
-            raise UserError(f"{file}: tensor {ascii(entry.name)} {wrong} in the file. {_DAMAGED}")
+            raise UserError(f"{file}: tensor {shown(entry.name)} {wrong} in the file. {_DAMAGED}")
         at = entry.end
     if at > size:
         raise UserError(f"{file} is truncated: it has {size} bytes, and its header describes {at}. Fetch it again.")
@@ -285,7 +298,7 @@ def _read_index(file: Path) -> dict[str, str]:
     for name, shard in shards.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
             raise UserError(
-                f"{file} puts tensor {ascii(name)} into {ascii(shard)}; expected the bare name of a .safetensors file beside the "
+                f"{file} puts tensor {shown(name)} into {shown(shard)}; expected the bare name of a .safetensors file beside the "
                 "index: no folders, no `..`, no absolute path. Fetch the index again from a source you trust."
             )
     return shards
@@ -320,8 +333,9 @@ def _read_shards(folder: Path, shards: dict[str, str]) -> tuple[dict[str, Entry]
 def beyond_range(values: np.ndarray, converted: np.ndarray) -> bool:
     """Whether a finite number among `values` is none any more in `converted`, whose floating point format has a smaller range."""
     most = float(jnp.finfo(converted.dtype).max) if jnp.issubdtype(converted.dtype, jnp.floating) else math.inf
-    if values.dtype == converted.dtype or float(jnp.finfo(values.dtype).max) <= most:
+    if values.size == 0 or values.dtype == converted.dtype or float(jnp.finfo(values.dtype).max) <= most:
         return False
-    if -most <= np.fmin.reduce(values, axis=None) and np.fmax.reduce(values, axis=None) <= most:  # quick, and nearly always so
+    # quick, and nearly always so; NaN are passed over
+    if -most <= np.fmin.reduce(values, axis=None) and np.fmax.reduce(values, axis=None) <= most:
         return False
     return bool(np.any(np.isfinite(values) & ~np.isfinite(converted)))

@@ -1,4 +1,4 @@
-"""Floor 3: text from a model: logits filters, prefill and decode, beam search, and what `research sample` does.
+"""Floor 3: text from a model: prefill and decode, logits filters, beams, speculation, constraints, and what `research sample` does.
 
 `generate(model, prompt, max_tokens=50)` returns text, `continuations(model, prompts, Sampling(...))` all there is to know.
 """

@@ -13,6 +13,7 @@ from research.core import sharding
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
 from research.model.blanks import blank_ids
+from research.model.config import require
 from research.sample import beams, constrain, speculate
 from research.sample import decode as D
 from research.sample import filters as F
@@ -101,7 +102,7 @@ def continuations(
     What a prompt continues to depends on the seed, the prompt and the number of the sample, not on what else is in the
     batch (up to near ties, which rounding decides). A prompt given again continues with further samples. An empty text
     starts from what the tokeniser puts before prompts, its separator of documents, or a line end. Ids that the tokeniser
-    lacks are never drawn.
+    lacks are never drawn. A model that fills blanks reads the prompt in both directions and ends where it ends its blank.
 
     A `draft` model of the same tokeniser, or `sampling.lookup`, makes it speculative decoding: what a greedy continuation is
     and how a drawn one is distributed stay the same, but other tokens are drawn for a seed.
@@ -168,6 +169,8 @@ def _request(model: Any, loaded: Loaded, prompts: Sequence[Q.Prompt], sampling: 
 def _drafting(draft: Any, target: Loaded, vocab: int, sampling: Sampling) -> D.Model | None:
     """The draft model as decoding reads it, None where there is none."""
     if draft is None:
+        unused = sampling.lookup is None and sampling.draft_tokens != Sampling.draft_tokens
+        require(not unused, "draft_tokens", sampling.draft_tokens, "nothing without a draft model or lookup")
         return None
     sampling.check_draft()
     loaded = opened(draft)

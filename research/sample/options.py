@@ -46,12 +46,12 @@ class Sampling:
     json_schema: str | None = None  # the continuation is JSON of this schema: its text, or the path of a file
     beams: int = 1  # sequences that a beam search keeps
     length_penalty: float = 1.0  # of beam search: sums of log-probabilities are divided by length to this power
-    early_stopping: Literal["yes", "no", "never"] = "no"  # of beam search: yes, once `beams` sequences have ended; no,
-    # once a better one is unlikely; never, once it is impossible
+    # of beam search: yes, it ends with `beams` sequences ended; no, once a better one is unlikely; never, once it is impossible
+    early_stopping: Literal["yes", "no", "never"] = "no"
     logprobs: int | None = None  # log-probability of every token, beside those of this many most probable ones
     cache: Literal["auto", "int8"] = "auto"  # how keys and values are stored: as the model computes, or in 8 bits
-    lookup: int | None = None  # speculative decoding without a draft model: proposes what followed the last place where
-    # the end of the text, its longest part of up to so many tokens, stood before
+    # speculative decoding without a draft model: proposes what followed the text's end, up to so many tokens, where it stood before
+    lookup: int | None = None
     draft_tokens: int = 4  # of speculative decoding: how many tokens are proposed at once
 
     def __post_init__(self):

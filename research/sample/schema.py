@@ -196,7 +196,11 @@ def _string(node: Schema, where: str) -> str:
         )
     if not given:
         return f"{_CHARACTER}{{{least},{'' if most is None else most}}}"
-    pattern = _FORMATS[node["format"]] if "format" in node else node["pattern"]
+    return f"(?:{_FORMATS[node['format']] if 'format' in node else _pattern(node['pattern'], where)})"
+
+
+def _pattern(pattern: Any, where: str) -> str:
+    """The pattern without its anchors. Raises UserError where it is none, or matches what JSON writes in another way."""
     if not isinstance(pattern, str):
         raise UserError(f"JSON schema at {where}: the pattern {pattern!r} is not a string.")
     pattern = automata.without_anchors(pattern)
@@ -206,7 +210,7 @@ def _string(node: Schema, where: str) -> str:
             f"JSON schema at {where}: the pattern {pattern!r} matches quotes, backslashes or control characters, which a JSON "
             r'string cannot hold as they are. Leave them out, as in [^"\\\x00-\x1f] for a dot.'
         )
-    return f"(?:{pattern})"
+    return pattern
 
 
 def _array(node: Schema, root: Any, where: str, inside: tuple[str, ...]) -> str:

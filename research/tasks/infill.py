@@ -9,7 +9,7 @@ A row is part A, a text with blanks, then part B, what the blanks held. Here the
 
 Of the rows, 30% have short blanks: lengths drawn from Poisson(3), 0 left out, until they make 15% of the text; the last is cut to fit. Their places
 are uniform among all in which no two touch, their order in part B is random. The others have one long blank at the end whose length is
-uniform. A row takes as much of its window as fits, so that all rows are full.
+uniform. A row takes as much of its window as fits, so that all rows are full: a long blank ends where its row does, and a model learns to end there.
 
 What is hidden is a function of (seed, number of the row in the run), and of the number of the row alone in evaluation.
 """

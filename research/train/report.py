@@ -21,6 +21,8 @@ SMALL = [  # split and key of the records, title, whether the axis may be logari
     ("train", "update_ratio", "Update ÷ weight", True),
     ("train", "tokens_per_second", "Tokens per second", False),
     ("train", "mfu", "Model FLOPs utilisation", False),
+    ("train", "balance", "Load of the experts (even: the choices of a token)", False),
+    ("train", "router_z", "Router z-loss", True),
 ]
 FIGURES = {  # the result's fields that head the page, and how they are written
     "eval_loss": ("Held-out loss", lambda v: f"{v:.4f}"),

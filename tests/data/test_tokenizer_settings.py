@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 import tokenizers as library
+from hypothesis import given
+from hypothesis import strategies as st
 from small_tokenizers import CHAT, END, MIXED, NAMES, added, byte_level, folder, gpt2_style, llama3_style, two_files
 
 from research.core.errors import UserError
 from research.data import pretrained
-from research.data.pretrained import Settings
+from research.data.pretrained import AddedToken, Settings, Spelled
 from research.data.tokenizer import load, load_optional, parse
 
 
@@ -225,3 +227,23 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, extra):
     (path / name).write_text(lines if extra == "tiktoken" else "\n")
     with pytest.raises(UserError, match=rf"{name} is .*pip install 'purestep\[{extra}\]'"):
         load(path)
+
+
+def test_spelled_tokens_take_white_space_and_whole_words_as_they_say():
+    tokens = {"<a>": (1,), "<a><b>": (2,), "<l>": (3,), "<r>": (4,), "word": (5,)}
+    flags = {"<l>": AddedToken("<l>", lstrip=True), "<r>": AddedToken("<r>", rstrip=True)}
+    spelled = Spelled(tokens, flags | {"word": AddedToken("word", single_word=True)})
+    assert list(spelled.split("x<a><b><a> y")) == ["x", (2,), (1,), " y"]  # the longest that begins at a place
+    assert list(spelled.split("x \n<l> y <r>\t z")) == ["x", (3,), " y ", (4,), "z"]
+    assert list(spelled.split("words word sword, 世word")) == ["words ", (5,), " sword, 世word"]
+    assert list(spelled.split("")) == list(Spelled({}).split("")) == []
+    assert list(Spelled({}).split("<a>")) == ["<a>"]
+
+
+@given(st.text(alphabet="<a>[]^-b\\ ", max_size=30))
+def test_what_spells_no_token_is_kept_as_it_is(text):
+    tokens = {"<a>": (1,), "[b]": (2,), "^-": (3,), "]": (4,), "\\": (5,)}
+    names = {ids: token for token, ids in tokens.items()}
+    parts = list(Spelled(tokens).split(text))
+    assert "".join(part if isinstance(part, str) else names[part] for part in parts) == text
+    assert not any(token in part for token in tokens for part in parts if isinstance(part, str))

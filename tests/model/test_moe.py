@@ -161,15 +161,18 @@ CAPACITY = {"capacity_factor": 0.7, "shared_width": 3}
 
 @BOTH
 def test_padding_takes_no_place_and_changes_no_other_token(implementation):
-    config = config_of(implementation, **CAPACITY)
-    params, (x, _), real = params_of(config), inputs(), np.arange(T)[None] < np.array([[2], [T]])
+    config, without = (config_of(implementation, **{**CAPACITY, "capacity_factor": f}) for f in (0.7, None))
+    real = np.arange(T)[None] < np.array([[2], [T]])
     written = jnp.asarray(np.where(real, np.arange(T)[None] + 7, -1))
     with jax.enable_x64(True):
-        out, aux = jax.jit(lambda x: moe.apply(params, x, config, written))(jnp.asarray(x))
-    np.testing.assert_allclose(out[0, :2], by_hand(params, x[:1, :2], config)[0][0], rtol=1e-10)
-    np.testing.assert_allclose(out[1], by_hand(params, x[1:], config)[0][0], rtol=1e-10)
-    whole = by_hand(params, x, config_of(**{**CAPACITY, "capacity_factor": None}), real)
-    np.testing.assert_allclose((aux["balance"], aux["router_z"]), whole[1:3], rtol=1e-10)
+        apply = jax.jit(lambda params, x: moe.apply(params, x, config, written))
+        for seed in range(5):  # padding would take the place of another token in some
+            params, (x, _) = params_of(config, seed), inputs(seed)
+            out, aux = apply(params, x)
+            np.testing.assert_allclose(out[0, :2], by_hand(params, x[:1, :2], config)[0][0], rtol=1e-9)
+            np.testing.assert_allclose(out[1], by_hand(params, x[1:], config)[0][0], rtol=1e-9)
+            losses = by_hand(params, x, without, real)[1:3]
+            np.testing.assert_allclose((aux["balance"], aux["router_z"]), losses, rtol=1e-9)
 
 
 @BOTH

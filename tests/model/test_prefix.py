@@ -102,7 +102,7 @@ def test_a_prefix_and_packed_documents_do_not_go_together(tiny):
 
 
 def test_arithmetic_counts_it_like_full_attention():
-    assert flops.keys_per_query(Slot("prefix"), CONFIG, T) == T
+    assert flops.keys_per_query(Slot("prefix"), CONFIG, 8 * CONFIG.window) == 8 * CONFIG.window
 
 
 def test_the_special_ids_are_the_last_four_and_differ():

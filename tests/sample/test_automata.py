@@ -52,7 +52,7 @@ def alive(table: np.ndarray, accepting: np.ndarray) -> bool:
     return bool(leads[0].all() and leads[:, accepting].any(axis=1).all())
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(regex=REGEXES, texts=TEXTS)
 def test_an_automaton_accepts_what_python_matches_as_a_whole(regex, texts):
     pytest.importorskip("outlines_core")

@@ -81,7 +81,8 @@ def test_greedy_is_the_argmax_of_the_uncached_forward(name, tokenizer, tiny):
         "the test sees too few different tokens to mean anything"
     )
     assert [bytes(one.prompt_tokens).decode() for one in results] == PROMPTS
-    assert all(one.text == tokenizer.decode(one.tokens).rstrip("\ufffd") for one in results)
+    wholes = [tokenizer.decode(one.tokens) for one in results]
+    assert all(one.text in (whole, whole.removesuffix("\ufffd")) for one, whole in zip(results, wholes, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -199,19 +200,22 @@ def test_ids_that_the_tokeniser_lacks_are_never_drawn(base, tiny, characters):
         continuations(Loaded(tiny.params(small), small, characters("abcde")), ["a"], Sampling())
 
 
-def test_parameters_are_cast_once_and_only_what_the_model_casts(tiny):
+def test_matrices_are_cast_once_and_norms_and_given_parameters_stay_as_they_are(tiny):
     config = dataclasses.replace(BASE, dtype="bfloat16", layers=3, patterns=("sliding", "full"))
     params = tiny.params(config)
     model = D.prepare(params, config)
-    assert model.config.patterns == ("sliding", "full", "sliding")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params["decoder"])} == {"bfloat16"}
-    assert model.params["final_norm"]["scale"].dtype == jnp.float32
+    assert len(model.params["layers"]) == 3
+    kinds = {(leaf.ndim > 1, leaf.dtype.name) for leaf in jax.tree.leaves(model.params)}
+    assert kinds == {(True, "bfloat16"), (False, "float32")}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
 
 
 def test_layers_keep_their_order_when_they_are_unstacked(tiny):
     config = dataclasses.replace(BASE, layers=5, patterns=("sliding", "full"), window=2)
-    params, tokens = tiny.params(config), jnp.arange(12)[None]
-    model = D.prepare(params, config)
-    assert len(model.params["decoder"]["0"]) == 5
-    ours, stacked = forward(model.params, tokens, model.config), forward(params, tokens, config)
-    np.testing.assert_allclose(ours, stacked, rtol=1e-4, atol=1e-5)
+    params, tokens = tiny.params(config), np.arange(12)[None]
+    one = D.Prompts(tokens, np.array([12]), np.zeros(1, np.uint32), np.zeros(1, np.int32))
+    how = {"num": 1, "length": 16, "vocab": 257, "drawn": False, "remember": False}
+    ours = D.prefill(D.prepare(params, config), one, np.uint32(0), **how)
+    np.testing.assert_allclose(
+        ours.logits_BV, forward(params, jnp.asarray(tokens), config)[:, -1], rtol=1e-4, atol=1e-5
+    )

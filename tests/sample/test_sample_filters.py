@@ -121,15 +121,6 @@ def test_the_kth_largest_is_found_exactly(x, k):
     assert kept[values > kth].all() and not kept[values < kth].any() and kept.sum() >= min(k, V)
 
 
-def test_nothing_is_sorted():
-    filters, seen = F.make(**ACTIVE), jnp.zeros((B, V), bool)
-    past = F.Past(seen, seen.astype(int), seen)
-    program = (
-        jax.jit(F.sample).lower(jnp.zeros((B, V)), filters, jax.random.split(jax.random.key(0), B), past).as_text()
-    )
-    assert "stablehlo.sort" not in program and "chlo.top_k" not in program
-
-
 def test_numbers_beyond_their_type_become_the_nearest():
     logits_BV = jnp.asarray([[0.0, 3.0, 1.0]])
     smallest = F.filtered(logits_BV, F.make(top_p=1e-300))

@@ -132,7 +132,7 @@ def drawn(table: np.ndarray, accepting: np.ndarray, draw: np.random.Generator) -
     return text
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(node=SCHEMAS, seed=st.integers(0, 2**32 - 1))
 def test_every_text_of_the_automaton_is_json_that_satisfies_the_schema(node, seed):
     pytest.importorskip("outlines_core")
@@ -145,20 +145,11 @@ def test_every_text_of_the_automaton_is_json_that_satisfies_the_schema(node, see
 
 
 def texts_of(node, *texts: str) -> list[bool]:
-    """Which of these texts the automaton of a schema accepts."""
-    table, accepting = automata.from_regex(schema.to_regex(node))
-
-    def accepted(text: str) -> bool:
-        state = 0
-        for byte in text.encode():
-            state = table[state, byte] if state >= 0 else -1
-        return state >= 0 and bool(accepting[state])
-
-    return [accepted(text) for text in texts]
+    """Which of these texts the expression of a schema matches."""
+    return [bool(re.fullmatch(schema.to_regex(node), text)) for text in texts]
 
 
 def test_common_texts_are_among_those_of_their_schema():
-    pytest.importorskip("outlines_core")
     person = {
         "type": "object",
         "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
@@ -205,6 +196,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_is_not_supported_is_refused_with_its_place(message):
-    pytest.importorskip("outlines_core")
+    if "pattern" in str(REFUSED[message]):
+        pytest.importorskip("outlines_core")
     with pytest.raises(UserError, match=message):
         schema.to_regex(REFUSED[message])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research.core import params as P
 from research.core import rng
 from research.model import cache as kv
 from research.model import transformer
@@ -27,13 +28,26 @@ GREEDY = Sampling(temperature=0, draft_tokens=C)
 forward = jax.jit(transformer.forward, static_argnames="config")
 
 
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A model as it is evaluated whole, and as decoding reads it."""
+
+    params: P.Tree
+    config: ModelConfig
+    ready: D.Model
+
+    @classmethod
+    def of(cls, params: P.Tree, config: ModelConfig) -> "Net":
+        return cls(params, config, D.prepare(params, config))
+
+
 def batch(prompts: list[list[int]], length: int = LENGTH) -> D.Prompts:
     ids = np.array([rng.name_to_int(str(prompt)) for prompt in prompts], np.uint32)
     tokens = np.array([prompt + [0] * (length - len(prompt)) for prompt in prompts], np.int32)
     return D.Prompts(tokens, np.array([len(p) for p in prompts], np.int32), ids, np.zeros(len(prompts), np.int32))
 
 
-def run(model, prompts, wanted, sampling=GREEDY, draft=None, **changes):
+def run(net: Net, prompts, wanted, sampling=GREEDY, draft: Net | None = None, **changes):
     """`(all tokens of every row, the pieces of each round)`, asking as the engine does: what each row still takes, after each round."""
     sampling = dataclasses.replace(sampling, **changes)
     out = [[] for _ in range(len(prompts) * sampling.num)]
@@ -43,7 +57,7 @@ def run(model, prompts, wanted, sampling=GREEDY, draft=None, **changes):
         return [most - len(row) for most, row in zip(wanted, out, strict=True)]
 
     rounds = []
-    for pieces in S.rounds(model, draft, batch(prompts), sampling, left, model.config.V):
+    for pieces in S.rounds(net.ready, draft and draft.ready, batch(prompts), sampling, left, net.config.V):
         rounds.append(pieces)
         for row, piece in zip(out, pieces, strict=True):
             row += piece.tokens
@@ -67,25 +81,24 @@ def rate(rounds) -> float:
     return accepted(rounds).sum() / table(rounds, lambda piece: piece.proposed).sum()
 
 
-def plain_greedy(model: D.Model, prompts, count: int) -> list[list[int]]:
+def plain_greedy(net: Net, prompts, count: int) -> list[list[int]]:
     """The argmax of the whole-sequence forward, token after token."""
-    length = min(LENGTH + count, model.config.context) if model.config.positions == "learned" else LENGTH + count
+    length = min(LENGTH + count, net.config.context) if net.config.positions == "learned" else LENGTH + count
     rows = [list(prompt) for prompt in prompts]
     for _ in range(count):
         padded = jnp.array([(row + [0] * length)[:length] for row in rows])
-        best = np.asarray(jnp.argmax(forward(model.params, padded, model.config), axis=-1))
+        best = np.asarray(jnp.argmax(forward(net.params, padded, net.config), axis=-1))
         for b, row in enumerate(rows):
             if len(row) <= length:
                 row.append(int(best[b, len(row) - 1]))
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def near(model: D.Model, amount: float) -> D.Model:
+def near(net: Net, amount: float) -> Net:
     """The model with noise on its parameters: a draft that is right now and then."""
     draw = np.random.default_rng(5)
-    return dataclasses.replace(
-        model, params=jax.tree.map(lambda x: x + amount * draw.normal(size=x.shape).astype(x.dtype), model.params)
-    )
+    noisy = jax.tree.map(lambda x: x + amount * draw.normal(size=x.shape).astype(x.dtype), net.params)
+    return Net.of(noisy, net.config)
 
 
 ARCHITECTURES = {
@@ -102,9 +115,9 @@ ARCHITECTURES = {
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def target(request, tiny) -> D.Model:
+def target(request, tiny) -> Net:
     config = dataclasses.replace(BASE, **ARCHITECTURES[request.param])
-    return D.prepare(tiny.params(config), config)
+    return Net.of(tiny.params(config), config)
 
 
 @pytest.mark.parametrize("proposer", ["draft", "look-up"])
@@ -119,50 +132,50 @@ def test_greedy_is_the_plain_greedy_token_for_token(target, proposer):
 
 
 @pytest.fixture(scope="module")
-def model(tiny) -> D.Model:
+def net(tiny) -> Net:
     config = dataclasses.replace(BASE, **ARCHITECTURES["rotary, grouped-query, window inside the ring"])
-    return D.prepare(tiny.params(config), config)
+    return Net.of(tiny.params(config), config)
 
 
 DRAWN = Sampling(temperature=0.8, top_k=12, min_p=0.01, draft_tokens=C)
 
 
-def test_a_draft_that_is_the_target_is_always_accepted(model):
+def test_a_draft_that_is_the_target_is_always_accepted(net):
     for sampling in (GREEDY, DRAWN):
-        tokens, rounds = run(model, PROMPTS, 1 + 5 * (C + 1), sampling, draft=model)
+        tokens, rounds = run(net, PROMPTS, 1 + 5 * (C + 1), sampling, draft=net)
         assert brought(rounds) == [[C + 2] * 3] + [[C + 1] * 3] * 4  # what was proposed, and a token more each time
         assert rate(rounds) == 1 and accepted(rounds).sum(0).tolist() == [5 * C] * 3
         assert {len(row) for row in tokens} == {1 + 5 * (C + 1)}
 
 
 @pytest.mark.parametrize("proposer", ["draft", "look-up"])
-def test_a_row_depends_on_itself_alone(model, proposer):
+def test_a_row_depends_on_itself_alone(net, proposer):
     """Not on the other rows, nor on how many tokens follow, nor on rows that end before it."""
-    options = {"draft": near(model, 0.1)} if proposer == "draft" else {"lookup": 3}
-    together, _ = run(model, PROMPTS, WANTED, DRAWN, seed=3, num=2, **options)
+    options = {"draft": near(net, 0.1)} if proposer == "draft" else {"lookup": 3}
+    together, _ = run(net, PROMPTS, WANTED, DRAWN, seed=3, num=2, **options)
     assert len({tuple(row) for row in together}) == 6
     wanted = [2, 32, 0, 1, 7, 20]
-    shorter, rounds = run(model, PROMPTS, wanted, DRAWN, seed=3, num=2, **options)
+    shorter, rounds = run(net, PROMPTS, wanted, DRAWN, seed=3, num=2, **options)
     assert shorter == [row[:n] for row, n in zip(together, wanted, strict=True)]
     assert np.sum(brought(rounds), 0).tolist() == wanted
-    alone, _ = run(model, PROMPTS[1:2], WANTED, DRAWN, seed=3, num=2, **options)
+    alone, _ = run(net, PROMPTS[1:2], WANTED, DRAWN, seed=3, num=2, **options)
     assert alone == together[2:4]
 
 
-def test_a_row_that_ends_early_gets_nothing_more(model):
+def test_a_row_that_ends_early_gets_nothing_more(net):
     """A stop string ends a row between two rounds: `left` says 0 from then on."""
     left, rounds = [20, 20], []
-    for pieces in S.rounds(model, model, batch(PROMPTS[:2]), GREEDY, left.copy, 19):
+    for pieces in S.rounds(net.ready, net.ready, batch(PROMPTS[:2]), GREEDY, left.copy, 19):
         rounds.append(pieces)
         left[:] = [0, left[1] - len(pieces[1].tokens)]
     assert brought(rounds) == [[5, 5], [0, 4], [0, 4], [0, 4], [0, 3]]
-    assert [t for pieces in rounds for t in pieces[1].tokens] == plain_greedy(model, PROMPTS[1:2], 20)[0]
+    assert [t for pieces in rounds for t in pieces[1].tokens] == plain_greedy(net, PROMPTS[1:2], 20)[0]
 
 
-def test_later_calls_compile_nothing(model):
-    run(model, PROMPTS, 20, DRAWN, lookup=2)
+def test_later_calls_compile_nothing(net):
+    run(net, PROMPTS, 20, DRAWN, lookup=2)
     programs = S.start._cache_size(), S.advance._cache_size()
-    run(model, PROMPTS[::-1], [30, 3, 9], DRAWN, temperature=2.0, top_k=3, min_p=0.2, seed=9, lookup=2)
+    run(net, PROMPTS[::-1], [30, 3, 9], DRAWN, temperature=2.0, top_k=3, min_p=0.2, seed=9, lookup=2)
     assert (S.start._cache_size(), S.advance._cache_size()) == programs
 
 
@@ -170,13 +183,13 @@ def test_later_calls_compile_nothing(model):
 def test_learned_positions_end_the_proposals_not_the_row(tiny, draft_context):
     """The target's context is filled to the end. A draft with fewer positions stops early, or never starts (a prompt of 16)."""
     config = dataclasses.replace(BASE, positions="learned", context=23)
-    model = D.prepare(tiny.params(config), config)
-    draft_config = dataclasses.replace(model.config, context=draft_context)
-    table = jnp.resize(model.params["embed"]["positions"], (draft_context, config.width))
-    draft = D.Model({**model.params, "embed": {**model.params["embed"], "positions": table}}, draft_config)
+    net = Net.of(tiny.params(config), config)
+    table = jnp.resize(net.params["embed"]["positions"], (draft_context, config.width))
+    params = {**net.params, "embed": {**net.params["embed"], "positions": table}}
+    draft = Net.of(params, dataclasses.replace(config, context=draft_context))
     room = [24 - len(prompt) for prompt in PROMPTS]
-    tokens, rounds = run(model, PROMPTS, room, draft=draft)
-    assert tokens == plain_greedy(model, PROMPTS, 23)
+    tokens, rounds = run(net, PROMPTS, room, draft=draft)
+    assert tokens == plain_greedy(net, PROMPTS, 23)
     assert rate(rounds) == 1 and accepted(rounds)[:, 2].sum() == {48: 5, 20: 3, 10: 0}[draft_context]
     assert brought(rounds)[-1] == [0, 1, 0] or draft_context == 48
 
@@ -190,29 +203,29 @@ CHI_PROMPT = [1, 2, 0, 1, 3, 1, 2]
 
 
 @pytest.fixture(scope="module")
-def pair(tiny) -> tuple[D.Model, D.Model]:
+def pair(tiny) -> tuple[Net, Net]:
     config, other = ModelConfig(**SMALL), ModelConfig(**{**SMALL, "width": 8, "positions": "alibi"})
-    return D.prepare(tiny.params(config), config), D.prepare(tiny.params(other, seed=4), other)
+    return Net.of(tiny.params(config), config), Net.of(tiny.params(other, seed=4), other)
 
 
-def exact(model: D.Model, filters: F.Filters, count: int) -> np.ndarray:
+def exact(net: Net, filters: F.Filters, count: int) -> np.ndarray:
     """The probability of every continuation of `count` tokens, from the whole-sequence forward."""
-    V = model.config.V
+    V = net.config.V
     whole = jnp.array([CHI_PROMPT + list(tail) for tail in product(range(V), repeat=count)])
-    logits = forward(model.params, whole, model.config)[:, len(CHI_PROMPT) - 1 : -1]
+    logits = forward(net.params, whole, net.config)[:, len(CHI_PROMPT) - 1 : -1]
     p = jnp.stack([jax.nn.softmax(F.filtered(logits[:, i], filters)) for i in range(count)], axis=1)
     tails = whole[:, len(CHI_PROMPT) :, None]
     return np.asarray(jnp.prod(jnp.take_along_axis(p, tails, axis=2)[..., 0], axis=1), np.float64)
 
 
-def p_value(model: D.Model, sampling: Sampling, **options) -> tuple[float, float]:
+def p_value(net: Net, sampling: Sampling, **options) -> tuple[float, float]:
     """`(p, the rate of acceptance)` of a chi-square test of the first four tokens: one drawn plainly, two of a round's
     proposals, and the one after them.
 
     Continuations that are expected less than 5 times count as one, and one of probability 0 must not occur.
     """
-    tokens, rounds = run(model, [CHI_PROMPT], 4, sampling, seed=11, num=ROWS, draft_tokens=2, **options)
-    V, expected = model.config.V, ROWS * exact(model, sampling.filters(), 4)
+    tokens, rounds = run(net, [CHI_PROMPT], 4, sampling, seed=11, num=ROWS, draft_tokens=2, **options)
+    V, expected = net.config.V, ROWS * exact(net, sampling.filters(), 4)
     seen = np.bincount(np.array(tokens) @ V ** np.arange(3, -1, -1), minlength=V**4)
     if seen[expected == 0].any():
         return 0.0, rate(rounds)

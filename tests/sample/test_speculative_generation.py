@@ -99,17 +99,22 @@ def test_options_that_go_token_by_token_are_refused(name, model, draft):
         continuations(model, PROMPTS, Sampling(**{name: OFF[name]}), draft=draft)
 
 
-def test_what_else_is_refused(model, draft):
+def test_what_else_is_refused(model, draft, monkeypatch):
     with pytest.raises(UserError, match="lookup is 2; expected None with a draft model"):
         generate(model, "a", draft=draft, lookup=2)
     for name, value in (("draft_tokens", 0), ("draft_tokens", 65), ("lookup", 0), ("lookup", 65)):
         with pytest.raises(UserError, match=f"{name} is {value}; expected a whole number from 1 to 64"):
             Sampling(**{name: value})
+    with pytest.raises(UserError, match="draft_tokens is 3; expected nothing without a draft model or lookup"):
+        generate(model, "a", draft_tokens=3)
     with pytest.raises(UserError, match="a str where a model"):
         generate(model, "a", draft="path")
     small = Loaded(draft.params, dataclasses.replace(CONFIG, vocab_size=11), None)
     with pytest.raises(UserError, match="the draft model has 11 ids, the model 12"):
         generate(model, "a", draft=small)
+    monkeypatch.setattr(S, "mesh_of", id)
+    with pytest.raises(UserError, match="on other devices than the model; load both onto the same mesh"):
+        generate(model, "a", draft=draft)
     assert Sampling(lookup=2, repetition_penalty=1.0, presence_penalty=0.0)  # these change nothing
 
 

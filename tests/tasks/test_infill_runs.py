@@ -79,14 +79,16 @@ def test_bits_per_byte_are_those_of_the_hidden_text(built):
     assert built.bits_per_byte(np.log(2)) == pytest.approx(len(scored) / len(text))
 
 
-SMALL = glm130b.config(1, 16, 2, 24, vocab_size=len(LETTERS) + 4, context=40)
+SMALL = glm130b.config(2, 16, 2, 24, vocab_size=len(LETTERS) + 4, context=40)
 PROMPTS = ["abcdefgh", "j", "hagebdifcabcdefghjia"]
 
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    tokenizer = tokenizers.parse(json.dumps(char_description(LETTERS)), "test")
-    return Loaded(tiny.params(SMALL), SMALL, tokenizer)
+    tokenizer, params = tokenizers.parse(json.dumps(char_description(LETTERS)), "test"), tiny.params(SMALL)
+    attention = params["decoder"]["0"]["0"]["attention"]
+    attention["query"] *= 8  # far from even, so that what is seen counts
+    return Loaded(params, SMALL, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +97,9 @@ def greedy(model):
     forward = jax.jit(lambda inputs: transformer.apply(model.params, inputs, SMALL).outputs[0])
     ids = BlankIds(len(LETTERS))
 
-    def of(prompt, count):
+    def of(prompt, count, both_ways=True):
         tokens, prefix = continued(model.tokenizer.encode(prompt), ids)
+        prefix *= both_ways
         out = []
         while len(out) < count and ids.end not in out:
             row = np.pad(np.append(tokens, np.array(out, np.int32)), (0, SMALL.context - len(tokens) - len(out)))
@@ -111,6 +114,7 @@ def greedy(model):
 def test_a_prompt_is_read_in_both_directions_and_continued_as_trained(options, model, greedy):
     found = continuations(model, PROMPTS, Sampling(max_tokens=12, temperature=0, **options))
     assert [one.tokens for one in found] == [greedy(prompt, 12) for prompt in PROMPTS]
+    assert any(one.tokens != greedy(one.prompt, 12, both_ways=False) for one in found), "else the test shows nothing"
 
 
 def test_the_end_of_a_blank_ends_a_sample_and_other_special_ids_are_never_drawn(model):
