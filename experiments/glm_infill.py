@@ -1,6 +1,13 @@
-"""GLM-130B's architecture and objective at 1.1M parameters: a model that fills blanks in Python source code, and continues it.
+"""GLM-130B's architecture and objective at 0.9M parameters: a model that fills blanks in Python source code, and continues it.
 
-python experiments/glm_infill.py
+    python experiments/glm_infill.py
+    research sample runs/glm_infill --prompt "import os"
+
+Three rows in ten have short blanks in 15% of their text, the others a long one at their end (research/tasks/infill.py); the loss counts what was
+hidden and where it ends. A prompt is read in both directions and continued as a long blank. `--task.infill.short 1` trains on short blanks alone.
+
+As measured on 2 CPU cores (AMD EPYC), 2026-11-26: held-out loss 3.752 nats a token, 2.099 bits per byte of the hidden text, after 600 steps in
+4.0 minutes of processor time (15.6 minutes from start to end beside other work on the machine).
 """
 
 from research import train

@@ -1,6 +1,7 @@
 """How fast this machine reads memory in matrix-vector products: the limit of decoding one row. A side of `worker.py`.
 
-On a CPU the fastest of NumPy's and XLA's products with a matrix as large as the model; elsewhere XLA's, and a copy, which is what vendors quote.
+The products are those of one token with the model's own matrices, one after the other and nothing else, by the faster of NumPy and XLA on a CPU; on
+an accelerator by XLA, or a copy of as many bytes, which is what vendors quote.
 """
 
 import time
@@ -15,16 +16,14 @@ from research.bench.ours import about
 
 __all__ = ["about", "build"]
 
-COLUMNS = 4096
 TRIES = 5
 
 
 def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], float]]:
     """`(facts, run)`: one step reads `bytes` once, by the way that was fastest in a few tries."""
-    platform = jax.default_backend()
-    dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-    rows = max(1, int(request["bytes"]) // (COLUMNS * np.dtype(dtype).itemsize))
-    ways = _ways(rows, dtype, platform == "cpu")
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = jnp.float32 if on_cpu else jnp.bfloat16
+    ways = _ways(shapes(request), dtype, on_cpu)
     name = min(ways, key=lambda name: _least(ways[name]))
     way = ways[name]
 
@@ -33,19 +32,26 @@ def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], f
             way()
         return 0.0
 
-    return {"way": name, "bytes": rows * COLUMNS * np.dtype(dtype).itemsize * (2 if name == "copy" else 1)}, run
+    read = sum(rows * columns for rows, columns in shapes(request)) * np.dtype(dtype).itemsize
+    return {"way": name, "bytes": read * (2 if name == "copy" else 1)}, run
 
 
-def _ways(rows: int, dtype, cpu: bool) -> dict[str, Callable[[], Any]]:
-    w = jax.jit(lambda: jax.random.uniform(jax.random.key(0), (rows, COLUMNS), jnp.float32).astype(dtype))()
-    x = jnp.ones(COLUMNS, dtype)
-    product = jax.jit(jnp.matmul)
-    ways: dict[str, Callable[[], Any]] = {"xla": lambda: product(w, x).block_until_ready()}
-    if cpu:
-        w_host, x_host = np.asarray(w), np.asarray(x)
-        return {**ways, "numpy": lambda: w_host @ x_host}
-    copy = jax.jit(lambda w: w + jnp.ones((), dtype))
-    return {**ways, "copy": lambda: copy(w).block_until_ready()}
+def shapes(request: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """`(rows, columns)` of the matrices that a token of GPT-2 meets: queries, keys and values, their output, the feed-forward's two; the head."""
+    D = request["width"]
+    return [(3 * D, D), (D, D), (4 * D, D), (D, 4 * D)] * request["layers"] + [(request["vocabulary"], D)]
+
+
+def _ways(sizes: list[tuple[int, int]], dtype, on_cpu: bool) -> dict[str, Callable[[], Any]]:
+    ws = [jnp.full(size, 0.5, dtype) for size in sizes]
+    xs = {columns: jnp.ones(columns, dtype) for _, columns in sizes}
+    products = jax.jit(lambda ws, xs: [w @ xs[w.shape[1]] for w in ws])
+    ways: dict[str, Callable[[], Any]] = {"xla": lambda: jax.block_until_ready(products(ws, xs))}
+    if on_cpu:
+        ws_host, xs_host = [np.array(w) for w in ws], {n: np.array(x) for n, x in xs.items()}
+        return {**ways, "numpy": lambda: [w @ xs_host[w.shape[1]] for w in ws_host]}
+    copy = jax.jit(lambda ws: [w + jnp.ones((), dtype) for w in ws])
+    return {**ways, "copy": lambda: jax.block_until_ready(copy(ws))}
 
 
 def _least(way: Callable[[], Any]) -> float:

@@ -2,7 +2,7 @@
 
 Every side has a process of its own, and all are timed in turn, a round each, over and over; the median round counts. A round is whole
 generations. What the prompts take, measured with a single token, is taken off, so the figures are those of decoding. The bandwidth is that of
-matrix-vector products of the model's size on the same machine, timed in the same rounds.
+matrix-vector products with the model's own matrices on the same machine, timed in the same rounds.
 """
 
 import contextlib
@@ -121,13 +121,12 @@ class Found:
 
 
 def _in_turn(contenders: Sequence[Side], request: dict[str, Any], rounds: int) -> list[Found]:
-    """All sides stand by, and are timed one round each, in turn. The first, ours, says how many bytes the second reads."""
+    """All sides stand by, and are timed one round each, in turn."""
     with contextlib.ExitStack() as stack:
         found, asks = [], []
         for side in contenders:
             asks.append(stack.enter_context(started(side)))
-            more = {"bytes": found[0].built.get("bytes_per_step", 0)} if found else {}
-            found.append(Found(asks[-1]("build", **request, **more)))
+            found.append(Found(asks[-1]("build", **request)))
             built = found[-1].built
             said = (
                 f"{built['error']}: {built['text']}"
@@ -148,9 +147,7 @@ def _in_turn(contenders: Sequence[Side], request: dict[str, Any], rounds: int) -
 
 def _one_by_one(contenders: Sequence[Side], request: dict[str, Any], rounds: int) -> list[Found]:
     """The sides one after the other, each with the whole device: for accelerators, whose memory one process takes."""
-    ours = _in_turn(contenders[:1], request, rounds)
-    more = {"bytes": ours[0].built.get("bytes_per_step", 0)}
-    return ours + [found for side in contenders[1:] for found in _in_turn([side], {**request, **more}, rounds)]
+    return [found for side in contenders for found in _in_turn([side], request, rounds)]
 
 
 def rows_of(

@@ -35,6 +35,14 @@ def runs_often() -> dict[str, Any]:
     return {"xla_cpu_copy_insertion_use_region_analysis": True, **older}
 
 
+def decodes() -> dict[str, Any]:
+    """XLA's options for a loop that decodes: on a CPU, what lets it update its caches in place. The analysis is that of `runs_often`; and
+    barriers are kept to the end, so that an update which is also read does not become a second one, of a copy, for whoever reads it."""
+    if not _on_cpu():
+        return {}
+    return {"xla_cpu_copy_insertion_use_region_analysis": True, "xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 def runs_once() -> dict[str, Any]:
     """XLA's options for a program that runs once: on a CPU, fewer optimisations, in a quarter of the time for a model's initial draw."""
     return {"xla_backend_optimization_level": 1} if _on_cpu() else {}

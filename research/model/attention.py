@@ -20,6 +20,7 @@ from research.model.layers import dropout, soft_cap
 
 BLOCK = 512  # queries in a block of the blocked implementation
 BLOCKED_FROM = 2048  # keys from which blocks pay for themselves
+FEW = 8  # queries that are few beside their keys: decoding
 PARTS, PART = 4, 64  # a causal square is computed in at most so many parts, of at least so many queries
 
 
@@ -102,7 +103,11 @@ def _probabilities(q_BKGTH, k_BKSH, mask: Mask, cap: float | None, bias: Bias | 
     """The pattern of scaled queries, (B, K, G, T, S)."""
     B, K, G, T = q_BKGTH.shape[:4]
     S = k_BKSH.shape[2]
-    logits_BKGTS = at_least_float32(jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH))
+    if T <= FEW:  # keys first: they are read as they lie, not turned around
+        logits_BKGTS = jnp.moveaxis(jnp.einsum("BKSH,BKGTH->BKSGT", k_BKSH, q_BKGTH), 2, 4)
+    else:
+        logits_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
+    logits_BKGTS = at_least_float32(logits_BKGTS)
     logits_BNTS = soft_cap(logits_BKGTS, cap).reshape(B, K * G, T, S)
     if bias is not None:
         q, k = mask.positions(T, S)

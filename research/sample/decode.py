@@ -5,6 +5,7 @@ pads prompts to a few lengths, and how many tokens a chunk draws is traced, so l
 """
 
 import dataclasses
+import functools
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from research.core import dtypes, rng, sharding
+from research.core import dtypes, host, rng, sharding
 from research.core import params as P
 from research.model import cache as kv
 from research.model import head, transformer
@@ -125,21 +126,21 @@ def row_keys(seed: jax.Array, prompts: Prompts, num: int) -> jax.Array:
     return jax.vmap(lambda identity, n: rng.key(seed, "sample", identity, n))(ids_B, numbers_B)
 
 
-@partial(jax.jit, donate_argnames=("state",), static_argnames=("alternatives",))
-def decode(
-    model: Model,
-    state: Decoding,
-    filters: F.Filters,
-    steps,
-    automaton: constrain.Automaton | None = None,
-    *,
-    alternatives: int = 0,
-) -> tuple[Decoding, Drawn]:
-    """`(state, what was drawn)` after `steps` more tokens a row; the columns from `steps` on are 0.
+@functools.cache
+def decoder() -> Any:
+    """The compiled `decode(model, state, filters, steps, automaton=None, *, alternatives=0)`, `state` donated: `(state, what was drawn)` after
+    `steps` more tokens a row; the columns from `steps` on are 0. Made once the device is known whose options it needs.
 
     `automaton` constrains the tokens. Beside log-probabilities come those of so many `alternatives`.
     """
+    return jax.jit(
+        _decode, donate_argnames=("state",), static_argnames=("alternatives",), compiler_options=host.decodes()
+    )
 
+
+def _decode(
+    model: Model, state: Decoding, filters: F.Filters, steps, automaton: constrain.Automaton | None = None, *, alternatives: int = 0
+) -> tuple[Decoding, Drawn]:  # fmt: skip
     def step(i, carry):
         state, one = advance(model, carry[0], filters, automaton, alternatives)
         place = partial(jax.lax.dynamic_update_slice_in_dim, start_index=i, axis=1)

@@ -224,7 +224,7 @@ def _drawn(request: Request) -> Iterator[list[Piece]]:
     rows, state = request.rows, _start(request, request.sampling.num)
     while wanted := max(row.left for row in rows):
         steps = min(wanted, D.CHUNK)
-        state, drawn = D.decode(
+        state, drawn = D.decoder()(
             request.model, state, request.filters, np.int32(steps), request.automaton,
             alternatives=request.sampling.logprobs or 0,
         )  # fmt: skip

@@ -137,6 +137,8 @@ def test_what_stands_around_a_prompt(models, tmp_path, config, frame):
     assert tokenizer.frame == frame
     tokenizer.save_pretrained(tmp_path / "to")
     assert load(tmp_path / "to").frame == frame
+    written = json.loads((tmp_path / "to" / "tokenizer_config.json").read_text())
+    assert frame[0] == () or written["add_bos_token"]  # said, also where the class alone decided it
 
 
 def test_gemma_has_turns_and_no_space_before(made):

@@ -71,10 +71,10 @@ def test_chunks_of_any_length_equal_the_whole(tiny):
 
 def test_windowed_layers_keep_a_ring_and_the_others_everything(tiny):
     cache = kv.init(tiny.config(**SIZES), 2, TOTAL, jnp.bfloat16, draft=3)
-    assert [layer.k_BSKH.shape for layer in cache.layers] == [(2, 7, 2, 4), (2, TOTAL, 2, 4), (2, TOTAL, 2, 4)]
-    assert {layer.v_BSKH.dtype for layer in cache.layers} == {jnp.dtype("bfloat16")}
+    assert [layer.k_BKSH.shape for layer in cache.layers] == [(2, 2, 7, 4), (2, 2, TOTAL, 4), (2, 2, TOTAL, 4)]
+    assert {layer.v_BKSH.dtype for layer in cache.layers} == {jnp.dtype("bfloat16")}
     assert all((np.asarray(layer.positions_BS) == -1).all() for layer in cache.layers)
-    assert [layer.k_BSKH.shape[1] for layer in kv.init(tiny.config(**SIZES), 2, 3, jnp.float32).layers] == [3, 3, 3]
+    assert [layer.k_BKSH.shape[2] for layer in kv.init(tiny.config(**SIZES), 2, 3, jnp.float32).layers] == [3, 3, 3]
 
 
 write = jax.jit(kv.write)
@@ -87,7 +87,7 @@ def test_a_ring_holds_the_newest_and_a_query_sees_its_whole_window(data, tiny):
     """Against a plain list of all that was written. Keys are their own positions."""
     config = tiny.config(window=3, heads=1, width=2)
     ring, T = 4, 3  # window and draft of 1: chunks of 2 fit, of 3 do not
-    layer = kv.LayerCache(jnp.zeros((1, ring, 1, 2)), jnp.zeros((1, ring, 1, 2)), jnp.full((1, ring), -1))
+    layer = kv.LayerCache(jnp.zeros((1, 1, ring, 2)), jnp.zeros((1, 1, ring, 2)), jnp.full((1, ring), -1))
     written = 0
     for _ in range(data.draw(st.integers(1, 5))):
         n = data.draw(st.integers(0, T))
@@ -97,7 +97,7 @@ def test_a_ring_holds_the_newest_and_a_query_sees_its_whole_window(data, tiny):
         written += n
         held = {
             int(p): (float(a), float(b))
-            for p, a, b in zip(layer.positions_BS[0], layer.k_BSKH[0, :, 0, 0], layer.v_BSKH[0, :, 0, 0], strict=True)
+            for p, a, b in zip(layer.positions_BS[0], layer.k_BKSH[0, 0, :, 0], layer.v_BKSH[0, 0, :, 0], strict=True)
             if p >= 0
         }
         assert held == {p: (p, -p) for p in range(max(0, written - ring), written)}
@@ -111,16 +111,35 @@ def test_a_ring_holds_the_newest_and_a_query_sees_its_whole_window(data, tiny):
 
 
 def test_rows_write_at_their_own_positions():
-    layer = kv.LayerCache(jnp.zeros((2, 4, 1, 1)), jnp.zeros((2, 4, 1, 1)), jnp.full((2, 4), -1))
+    layer = kv.LayerCache(jnp.zeros((2, 1, 4, 1)), jnp.zeros((2, 1, 4, 1)), jnp.full((2, 4), -1))
     keys = jnp.arange(1.0, 7).reshape(2, 3, 1, 1)
     after = write(layer, keys, keys, jnp.asarray([[0, 1, 2], [3, 4, -1]]))
     np.testing.assert_array_equal(after.positions_BS, [[0, 1, 2, -1], [4, -1, -1, 3]])
-    np.testing.assert_array_equal(after.k_BSKH[..., 0, 0], [[1, 2, 3, 0], [5, 0, 0, 4]])
+    np.testing.assert_array_equal(after.k_BKSH[:, 0, :, 0], [[1, 2, 3, 0], [5, 0, 0, 4]])
 
 
 def test_more_than_a_ring_at_once_keeps_the_newest_whatever_their_order():
-    layer = kv.LayerCache(jnp.zeros((1, 3, 1, 1)), jnp.zeros((1, 3, 1, 1)), jnp.full((1, 3), -1))
+    layer = kv.LayerCache(jnp.zeros((1, 1, 3, 1)), jnp.zeros((1, 1, 3, 1)), jnp.full((1, 3), -1))
     keys = jnp.arange(5.0, 0, -1).reshape(1, 5, 1, 1)
     after = write(layer, keys, keys, jnp.asarray([[5, 4, 3, 2, 1]]))
     np.testing.assert_array_equal(after.positions_BS, [[3, 4, 5]])
-    np.testing.assert_array_equal(after.v_BSKH[..., 0, 0], [[3, 4, 5]])
+    np.testing.assert_array_equal(after.v_BKSH[:, 0, :, 0], [[3, 4, 5]])
+
+
+def test_a_single_entry_is_written_like_many_or_dropped():
+    rng = np.random.default_rng(0)
+    layer = kv.LayerCache(
+        jnp.asarray(rng.normal(size=(1, 2, 4, 3))),
+        jnp.asarray(rng.normal(size=(1, 2, 4, 3))),
+        jnp.asarray([[4, 1, 2, 3]]),
+    )
+    new = jnp.asarray(rng.normal(size=(1, 1, 2, 3)))
+    after = write(layer, new, -new, jnp.asarray([[5]]))
+    np.testing.assert_array_equal(after.positions_BS, [[4, 5, 2, 3]])
+    np.testing.assert_array_equal(after.k_BKSH, np.where(np.arange(4)[:, None] == 1, new[0, 0][:, None], layer.k_BKSH))
+    np.testing.assert_array_equal(after.v_BKSH[:, :, 1], -new[:, 0])
+    kept = write(layer, new, new, jnp.asarray([[-1]]))
+    assert all(
+        (np.asarray(a) == np.asarray(b)).all()
+        for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(layer), strict=True)
+    )

@@ -109,7 +109,7 @@ def test_a_cache_of_half_precision_serves_a_model_in_float32(tiny):
     config = tiny.config()
     params, tokens = tiny.params(config), tiny.tokens(config)
     out = jax.jit(lambda: transformer.apply(params, tokens, config, cache=cache.init(config, 2, 12, jnp.bfloat16)))()
-    assert out.outputs.dtype == jnp.float32 and {layer.k_BSKH.dtype for layer in out.cache.layers} == {
+    assert out.outputs.dtype == jnp.float32 and {layer.k_BKSH.dtype for layer in out.cache.layers} == {
         jnp.dtype("bfloat16")
     }
     np.testing.assert_allclose(out.outputs, tiny.forward(params, tokens, config), atol=0.1)

@@ -29,11 +29,11 @@ def drawn(model: Loaded) -> tuple[list, dict]:
     prepared = D.prepare(model.params, CONFIG)
     sizes = {"num": 1, "length": 24, "vocab": 24, "drawn": True, "remember": False}
     state = D.prefill(prepared, prompts, np.uint32(0), stored="int8", **sizes)
-    before = state.cache.layers[0].k_BSKH
-    state, found = D.decode(prepared, state, filters, np.int32(12))
+    before = state.cache.layers[0].k_BKSH
+    state, found = D.decoder()(prepared, state, filters, np.int32(12))
     layers = state.cache.layers
-    shards = [[x.addressable_shards[0].data.shape for x in (one.k_BSKH, one.k_scale_BSK)] for one in layers]
-    lies = {"shards": shards, "dtypes": [str(one.v_BSKH.dtype) for one in layers], "donated": before.is_deleted()}
+    shards = [[x.addressable_shards[0].data.shape for x in (one.k_BKSH, one.k_scale_BKS)] for one in layers]
+    lies = {"shards": shards, "dtypes": [str(one.v_BKSH.dtype) for one in layers], "donated": before.is_deleted()}
     return np.asarray(found.tokens).tolist(), lies
 
 

@@ -45,11 +45,11 @@ def states(model, tiny) -> dict[str, D.Decoding]:
 def test_a_layer_holds_its_window_or_everything_in_the_type_asked_for(stored, dtype, states):
     layers = states[stored].cache.layers
     lengths = [CONFIG.window + 1, LENGTH, LENGTH]
-    assert [layer.k_BSKH.shape for layer in layers] == [(B, S, 2, 8) for S in lengths]
-    assert {x.dtype.name for layer in layers for x in (layer.k_BSKH, layer.v_BSKH)} == {dtype}
+    assert [layer.k_BKSH.shape for layer in layers] == [(B, 2, S, 8) for S in lengths]
+    assert {x.dtype.name for layer in layers for x in (layer.k_BKSH, layer.v_BKSH)} == {dtype}
     for layer, S in zip(layers, lengths, strict=True):
-        scales = [layer.k_scale_BSK, layer.v_scale_BSK]
-        expected = [((B, S, 2), "float32")] * 2
+        scales = [layer.k_scale_BKS, layer.v_scale_BKS]
+        expected = [((B, 2, S), "float32")] * 2
         assert scales == [None, None] if stored == "auto" else [(x.shape, x.dtype.name) for x in scales] == expected
 
 
@@ -62,7 +62,7 @@ def test_a_cache_of_8_bits_is_close_to_full_precision(model, states, tiny):
         exact, rough = step(model, exact, token_B), step(model, rough, token_B)
         spread = exact.logits_BV.std()
         far.append(float(jnp.abs(exact.logits_BV - rough.logits_BV).max() / spread))
-    assert {layer.k_BSKH.dtype.name for layer in rough.cache.layers} == {"int8"}
+    assert {layer.k_BKSH.dtype.name for layer in rough.cache.layers} == {"int8"}
     assert 1e-5 < max(far) < 0.05
 
 
@@ -85,10 +85,10 @@ def test_8_bits_are_off_by_at_most_half_a_step_of_their_head(keys):
 def test_decoding_takes_over_the_memory_of_the_cache(model, tiny):
     given = prompts(tiny.tokens(CONFIG, B, T, seed=3))
     state = D.prefill(model, given, np.uint32(0), num=1, length=LENGTH, vocab=19, drawn=False, remember=False)
-    before = [layer.k_BSKH.unsafe_buffer_pointer() for layer in state.cache.layers]
-    after, _ = D.decode(model, state, D.F.make(), np.int32(3))
-    assert [layer.k_BSKH.unsafe_buffer_pointer() for layer in after.cache.layers] == before
-    assert all(layer.k_BSKH.is_deleted() for layer in state.cache.layers)
+    before = [layer.k_BKSH.unsafe_buffer_pointer() for layer in state.cache.layers]
+    after, _ = D.decoder()(model, state, D.F.make(), np.int32(3))
+    assert [layer.k_BKSH.unsafe_buffer_pointer() for layer in after.cache.layers] == before
+    assert all(layer.k_BKSH.is_deleted() for layer in state.cache.layers)
 
 
 def test_eight_devices_share_the_cache_and_draw_what_one_draws(run_python):
@@ -96,5 +96,5 @@ def test_eight_devices_share_the_cache_and_draw_what_one_draws(run_python):
     code = Path(__file__).with_name("eight_devices_sampling.py").read_text()
     found = json.loads(run_python(code, "data=2,fsdp=2,tensor=2", devices=8).splitlines()[-1])
     assert found["same"] == {"beams": True, "speculative": True, "drawn": True}
-    assert found["shards"] == [[[2, S, 1, 4], [2, S, 1]] for S in (7,)]
+    assert found["shards"] == [[[2, 1, S, 4], [2, 1, S]] for S in (7,)]
     assert found["dtypes"] == ["int8"] and found["donated"]

@@ -163,10 +163,10 @@ def test_a_stop_string_ends_only_its_own_row(base, tokenizer):
 
 def test_later_calls_compile_nothing(base, tokenizer):
     continuations(Loaded(base, BASE, tokenizer), ["abc"], DRAWN)
-    programs = D.prefill._cache_size(), D.decode._cache_size()
+    programs = D.prefill._cache_size(), D.decoder()._cache_size()
     again = dataclasses.replace(DRAWN, max_tokens=31, top_p=0.5, temperature=0.3, seed=2)
     continuations(Loaded(base, BASE, tokenizer), ["a longer one"], again)
-    assert (D.prefill._cache_size(), D.decode._cache_size()) == programs
+    assert (D.prefill._cache_size(), D.decoder()._cache_size()) == programs
 
 
 LEARNED = dataclasses.replace(BASE, positions="learned", context=24)

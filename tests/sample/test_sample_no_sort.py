@@ -61,12 +61,12 @@ def chunk(model: D.Model, constrained: bool = False, **options):
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_option_sorts(name, model):
     arguments, static = chunk(model, **DRAWN[name])
-    assert not SORTS.search(str(D.decode.trace(*arguments, **static).jaxpr))
+    assert not SORTS.search(str(D.decoder().trace(*arguments, **static).jaxpr))
 
 
 def test_the_compiled_loop_with_all_options_sorts_nothing(model):
     arguments, static = chunk(model, constrained=True, **EVERYTHING)
-    program = D.decode.lower(*arguments, **static).compile().as_text()
+    program = D.decoder().lower(*arguments, **static).compile().as_text()
     assert "while(" in program and not COMPILED_SORTS.search(program)
 
 
@@ -82,6 +82,6 @@ def test_a_round_of_speculative_decoding_sorts_nothing(model):
 
 def test_alternatives_take_the_largest_few_and_sort_no_more(model):
     arguments, static = chunk(model, logprobs=5)
-    found = SORTS.findall(str(D.decode.trace(*arguments, **static).jaxpr))
+    found = SORTS.findall(str(D.decoder().trace(*arguments, **static).jaxpr))
     assert found == ["top_k"], "also the sign that the other tests would see one"
-    assert COMPILED_SORTS.search(D.decode.lower(*arguments, **static).compile().as_text())
+    assert COMPILED_SORTS.search(D.decoder().lower(*arguments, **static).compile().as_text())
