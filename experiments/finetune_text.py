@@ -20,7 +20,9 @@ EXPERIMENT = train.Experiment(
         data=f"text:{REFERENCE.origin}" if REFERENCE else "python_stdlib",
         init_from="./runs/quickstart",
         optimizer=train.OptimizerConfig(
-            learning_rate=3e-4, weight_decay=0.01, schedule=train.ScheduleConfig(kind="linear", warmup_steps=10, floor=0.0)
+            learning_rate=3e-4,
+            weight_decay=0.01,
+            schedule=train.ScheduleConfig(kind="linear", warmup_steps=10, floor=0.0),
         ),
         steps=200,
         batch_size=8,

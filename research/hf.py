@@ -328,7 +328,7 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     if tokenizer is None:
         return {}
     special = tokenizer.special_tokens
-    found = {f"{name}_id": tokenizer.token_id(special[name]) for name in TOKENS if name in special}
+    found: dict[str, Any] = {f"{name}_id": tokenizer.token_id(special[name]) for name in TOKENS if name in special}
     stops = list(tokenizer.stop_ids)
     found["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
     return {name: value for name, value in found.items() if value is not None}

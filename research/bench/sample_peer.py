@@ -6,6 +6,7 @@ A side of `worker.py`; it may run under any interpreter with torch and transform
 import platform
 import statistics
 import time
+from typing import Any
 
 PROMPT_ROUNDS = 5
 
@@ -40,7 +41,7 @@ def build(request):
         eos_token_id=None, bos_token_id=None,
     )  # fmt: skip
     dtype = torch.float32 if request["device"] == "cpu" else torch.bfloat16
-    model = transformers.GPT2LMHeadModel(config).to(request["device"], dtype).eval()
+    model: Any = transformers.GPT2LMHeadModel(config).to(request["device"], dtype).eval()
     prompts = torch.randint(request["vocabulary"], (request["batch"], request["prompt"]), device=request["device"])
     static = {"cache_implementation": "static"} if request["cache"] == "static" else {}
 

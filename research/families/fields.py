@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from research.core.errors import UserError
-from research.model.config import ModelConfig, Pattern, RopeConfig
+from research.model.config import Activation, ModelConfig, Pattern, RopeConfig
 
 T = TypeVar("T")
 
-GATED = {
+GATED: dict[str, Activation] = {
     "silu": "swiglu",
     "swish": "swiglu",
     "gelu": "geglu",
     "gelu_pytorch_tanh": "geglu-tanh",
     "gelu_new": "geglu-tanh",
 }
-PLAIN = {
+PLAIN: dict[str, Activation] = {
     "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu_fast": "gelu-tanh", "gelu": "gelu", "gelu_python": "gelu", "relu": "relu",
     "relu2": "relu2", "sigmoid": "sigmoid",
 }  # fmt: skip
@@ -115,7 +115,10 @@ def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float
     inner = Fields({"rope_theta": f.values.get("rope_theta"), "partial_rotary_factor": f.values.get("partial_rotary_factor"),
                     "original_max_position_embeddings": f.values.get("original_max_position_embeddings"),
                     **{k: v for k, v in scaling.items() if v is not None}}, f.family)  # fmt: skip
-    base = {"base": inner.float("rope_theta", theta), "fraction": inner.float("partial_rotary_factor", fraction)}
+    base: dict[str, Any] = {
+        "base": inner.float("rope_theta", theta),
+        "fraction": inner.float("partial_rotary_factor", fraction),
+    }
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return RopeConfig(**base)

@@ -6,7 +6,7 @@ from typing import Any
 from research.families import llama
 from research.families.family import Family
 from research.families.fields import GATED, Fields, decoder, decoder_fields
-from research.model.config import ModelConfig
+from research.model.config import Activation, ModelConfig
 
 CHOICES = {"norm_scale": "one-plus", "embedding_scale": "sqrt-width"}
 
@@ -23,7 +23,8 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     f = Fields(values, "gemma")
     name = "hidden_activation" if f.has("hidden_activation") else "hidden_act"
     kwargs = kwargs_from_hf(f)
-    activation = f.choice(name, {**GATED, "gelu": "geglu-tanh"} if name == "hidden_act" else GATED, "gelu_pytorch_tanh")
+    words: dict[str, Activation] = {**GATED, "gelu": "geglu-tanh"} if name == "hidden_act" else GATED
+    activation = f.choice(name, words, "gelu_pytorch_tanh")
     return ModelConfig(**kwargs, activation=activation)
 
 

@@ -50,7 +50,9 @@ def config(
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' LlamaConfig."""
     f = Fields(values, "llama")
-    bias = (ATTENTION_BIAS if f.bool("attention_bias", False) else ()) + (MLP_BIAS if f.bool("mlp_bias", False) else ())
+    bias: tuple[Projection, ...] = (ATTENTION_BIAS if f.bool("attention_bias", False) else ()) + (
+        MLP_BIAS if f.bool("mlp_bias", False) else ()
+    )
     return ModelConfig(**decoder(f), activation=f.choice("hidden_act", GATED, "silu"), bias=bias)
 
 

@@ -148,14 +148,17 @@ def test_what_is_written_is_read_as_the_same_tokeniser(small, tmp_path):
     assert again.decode(again.encode_prompt(text)) == small.decode(small.encode_prompt(text))
 
 
-def test_a_placeholder_without_bytes_is_a_token(tmp_path):
-    """Whisper's multilingual file ends with one."""
-    config = {"pat_str": GPT2_PATTERN, "added_tokens_decoder": {"501": added(END)}}
-    made = load(folder(tmp_path, multilingual_tiktoken=ranks(500) + b"= 500\n", tokenizer_config_json=config))
-    assert (made.vocab_size, made.eot) == (502, 501)
-    assert made.decode([*made.encode("hello"), 500]) == "hello"
+def test_tokens_that_no_merge_leads_to_and_placeholders_are_written_too(tmp_path):
+    """The first are taken where a word is just them; Whisper's multilingual file ends with one of the second."""
+    config = {"pat_str": GPT2_PATTERN, "added_tokens_decoder": {"502": added(END)}}
+    lines = ranks(500) + base64.b64encode(b"zzqq") + b" 500\n= 501\n"
+    made = load(folder(tmp_path, multilingual_tiktoken=lines, tokenizer_config_json=config))
+    assert (made.vocab_size, made.eot) == (503, 502)
+    assert made.encode("zzqq").tolist() == [500]
+    assert made.decode([*made.encode("hello"), 501]) == "hello"
     made.save_pretrained(tmp_path / "out")
-    assert load(tmp_path / "out").encode_prompt(MIXED + END).tolist() == made.encode_prompt(MIXED + END).tolist()
+    for text in ("zzqq", "zzqqz", MIXED + END):
+        assert load(tmp_path / "out").encode_prompt(text).tolist() == made.encode_prompt(text).tolist()
 
 
 def test_a_run_directory_keeps_all_of_it_in_one_file(small, tmp_path):
