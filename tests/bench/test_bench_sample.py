@@ -61,14 +61,12 @@ def test_a_row_a_peer_with_rates_of_decoding_alone(sides):
     json.dumps(result)
 
 
-def test_the_bandwidth_is_measured_over_as_many_bytes_as_a_step_reads(sides, tmp_path):
+def test_every_side_is_told_the_same(sides, tmp_path):
     sample.measure(sample.Arguments(batch=(1,), rounds=1), *sides)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     requests = {name: what["build"] for name, what in log if "build" in what}
-    assert requests["bandwidth"]["bytes"] == 1000 and (requests["ours"]["layers"], requests["ours"]["vocabulary"]) == (
-        12,
-        50257,
-    )
+    assert requests["bandwidth"] == requests["ours"] == requests["peer"]
+    assert (requests["ours"]["layers"], requests["ours"]["vocabulary"]) == (12, 50257)
 
 
 def test_without_a_peer_the_row_says_so(sides):
@@ -98,10 +96,13 @@ def test_what_a_token_of_gpt2_reads_is_half_a_gigabyte():
     assert read == 4 * (124_439_808 - 1024 * 768 + 2 * 12 * 768 * 192)
 
 
-def test_the_bandwidth_side_reads_what_it_says():
-    facts, run = bandwidth.build({"bytes": 3 * 4 * bandwidth.COLUMNS + 5})
-    assert facts["bytes"] == 3 * 4 * bandwidth.COLUMNS and facts["way"] in ("xla", "numpy")
+def test_the_bandwidth_side_multiplies_by_the_model_s_own_matrices():
+    request = {"layers": 2, "width": 8, "vocabulary": 32}
+    facts, run = bandwidth.build(request)
+    assert facts["bytes"] == 4 * (2 * 12 * 8 * 8 + 32 * 8) and facts["way"] in ("xla", "numpy")
     assert run(2) == 0.0
+    whole = bandwidth.shapes({"layers": 12, "width": 768, "vocabulary": 50257})
+    assert sum(rows * columns for rows, columns in whole) == 12 * 12 * 768**2 + 50257 * 768
 
 
 def test_the_peer_generates_with_either_cache():

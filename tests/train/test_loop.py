@@ -418,7 +418,7 @@ def test_out_of_memory_says_what_to_lower(config, tmp_path, monkeypatch, error):
         "out of memory",
         "--batch-size",
         "--micro-batches",
-        "--model.context",
+        "--sequence-length",
         "--model.remat",
         "--task.head-tile",
         "--mesh",
