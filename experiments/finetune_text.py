@@ -5,7 +5,8 @@
     python experiments/finetune_text.py --init-from path/to/gpt2 --data text:PATH --sequence-length 256
 
 `--init-from` takes a run directory, a folder in Hugging Face's layout or a hub id; model and tokeniser are those found there. Without --data:
-Python's own language reference, as `help()` shows it. `research convert runs/finetune_text DIR` writes the result for transformers.
+Python's own language reference, as `help()` shows it. `research convert runs/finetune_text DIR` writes the result,
+where a published family holds it, for transformers.
 """
 
 import importlib.util

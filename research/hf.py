@@ -42,6 +42,7 @@ FILES = (
     "*.tiktoken",
     "*.jinja",
 )  # what is fetched from the hub
+OTHERS = ("*/*", "consolidated*")  # what is not: other formats of the same weights
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MOST_JSON = 1 << 26
 TOKENS = ("bos_token", "eos_token", "pad_token")
@@ -98,6 +99,8 @@ def load(
 def open_source(where: str | Path, revision: str | None = None) -> Source:
     """What `load` would read. Raises as `load` does, before any weight is read."""
     folder = locate(where, revision)
+    for link in (path for path in folder.iterdir() if path.is_symlink()):
+        T.contained(folder, link.name)
     values = read_json(folder, CONFIG)
     if "identity" in values and "schema" in values:
         raise UserError(
@@ -120,14 +123,24 @@ def locate(where: str | Path, revision: str | None = None, files: Sequence[str] 
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"{name} is a file; give the folder that holds it beside its config.json")
+        raise UserError(
+            f"{name} is a file; give the folder that holds it beside its config.json. Of weights only safetensors are read"
+        )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
         raise UserError(f"{name}: there is no such folder, and it is no id of the hub such as openai-community/gpt2")
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(files), ignore_patterns=list(OTHERS)
+            )
+        )
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name} is gated: accept its licence on the hub and log in (`hf auth login`), then try again"
+        ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"{name}: there is no such folder here and no such model on the hub ({_first_line(error)})"
@@ -177,14 +190,14 @@ def match(family: Family, config: ModelConfig, tensors: T.Tensors) -> tuple[tupl
         for stored in bindings(config, family.weights)
     }
     head = {row.name for row in family.weights if row.leaves == ("unembed/kernel",)} if config.tied else set()
-    extra = sorted(
-        name for name in entries.keys() - wanted.keys() - head if not any(re.fullmatch(p, name) for p in family.ignored)
-    )
+    others = entries.keys() - wanted.keys() - head
+    extra = sorted(T.shown(name)[1:-1] for name in others if not any(re.fullmatch(p, name) for p in family.ignored))
     missing = sorted(wanted.keys() - entries.keys())
+    shapes = {name: stored.shape for name, stored in wanted.items()} | dict.fromkeys(head, (config.V, config.width))
     misshapen = [
-        f"{name} is {_shape(entries[name].shape)}, expected {_shape(stored.shape)}"
-        for name, stored in wanted.items()
-        if name in entries and entries[name].shape != stored.shape
+        f"{name} is {_shape(entries[name].shape)}, expected {_shape(shape)}"
+        for name, shape in shapes.items()
+        if name in entries and entries[name].shape != shape
     ]
     if missing or extra or misshapen:
         parts = [

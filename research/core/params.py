@@ -88,6 +88,11 @@ class Param:
         return "matrix" if self.inputs else "vector"
 
     @property
+    def keeps_precision(self) -> bool:
+        """Whether it is computed with in its own dtype and not the compute dtype: what is small and norms or routes."""
+        return self.kind == "vector" or self.axes[-1] == "experts"
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """`(fan in, fan out)` of one layer's matrix, of one expert's."""
         shape = self.shape[self.stacked :]

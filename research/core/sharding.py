@@ -142,9 +142,9 @@ def is_spread() -> bool:
 
 
 def cast(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
-    """One layer's parameters in the compute dtype. Norm scales and biases keep their own precision: they are small, and norms compute in
-    at least float32."""
-    return jax.tree.map(lambda w, p: w if p.kind == "vector" else w.astype(dtype), tree, specs)
+    """One layer's parameters in the compute dtype. Norm scales, biases and routers keep their own precision: they are small, and norms and
+    routing compute in at least float32."""
+    return jax.tree.map(lambda w, p: w if p.keeps_precision else w.astype(dtype), tree, specs)
 
 
 def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
@@ -159,7 +159,7 @@ def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
     whole = {name: tuple(a for a in axes if a != "fsdp") for name, axes in RULES.items()}
 
     def one(w, p):
-        used = w.dtype if p.kind == "vector" else dtype
+        used = w.dtype if p.keeps_precision else dtype
         return _gather(w, spec(p.axes, p.shape, mesh), spec(p.axes, p.shape, mesh, whole), used)
 
     return jax.tree.map(one, tree, specs)

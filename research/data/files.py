@@ -70,6 +70,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_new(folder: Path) -> None:
+    """Raises UserError where something is there already, an empty folder aside."""
+    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} already holds something; give a new folder")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yields a fresh folder beside `folder` to fill; it takes the name once the block has ended well, and is removed otherwise.
@@ -77,8 +83,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises UserError where something is there already (an empty folder is replaced), and where it cannot be written.
     """
     folder = folder.absolute()
-    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} already holds something; give a new folder")
+    check_new(folder)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}")
     try:
         try:

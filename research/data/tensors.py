@@ -104,9 +104,9 @@ def open_folder(folder: str | Path) -> Tensors:
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder{_why_not(folder)}. Give the folder that holds {WHOLE} or {INDEX}.")
     if _exists(folder / WHOLE):
-        entries, metadata = read_header(_contained(folder, WHOLE))
+        entries, metadata = read_header(contained(folder, WHOLE))
     elif _exists(folder / INDEX):
-        entries, metadata = _read_shards(folder, _read_index(_contained(folder, INDEX)))
+        entries, metadata = _read_shards(folder, _read_index(contained(folder, INDEX)))
     else:
         raise UserError(_nothing_here(folder))
     return Tensors(folder, dict(sorted(entries.items())), metadata)
@@ -178,7 +178,7 @@ def shown(value: Any, most: int = 200) -> str:
     return ascii(value if len(value) <= most else value[:most] + "...")
 
 
-def _contained(folder: Path, name: str) -> Path:
+def contained(folder: Path, name: str) -> Path:
     """The file `name` of `folder` with every link followed. Raises UserError where that leads out of the folder (and is not a hub
     cache's own link to its blobs), or to no ordinary file."""
     try:
@@ -317,7 +317,7 @@ def _read_shards(folder: Path, shards: dict[str, str]) -> tuple[dict[str, Entry]
     metadata: dict[str, str] = {}
     unnamed: list[str] = []
     for name in names:
-        found, texts = read_header(_contained(folder, name))
+        found, texts = read_header(contained(folder, name))
         entries |= {tensor: entry for tensor, entry in found.items() if shards.get(tensor) == name}
         unnamed += [f"{tensor} in {name}" for tensor in found if shards.get(tensor) != name]
         metadata |= texts

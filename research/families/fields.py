@@ -19,6 +19,7 @@ PLAIN: dict[str, Activation] = {
     "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu_fast": "gelu-tanh", "gelu": "gelu", "gelu_python": "gelu", "relu": "relu",
     "relu2": "relu2", "sigmoid": "sigmoid",
 }  # fmt: skip
+MOST, MOST_LAYERS = 1 << 31, 10_000
 PATTERNS: dict[str, Pattern] = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
@@ -46,14 +47,27 @@ class Fields:
             raise self.wrong(name, words)
         return value
 
-    def int(self, name: str, default: int | None = None) -> int:
-        value = self._get(name, default, (int,), "a whole number above 0")
-        if value < 1:
-            raise self.wrong(name, "a whole number above 0")
+    def int(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number; of layers at most MOST_LAYERS."""
+        most = MOST_LAYERS if "layer" in name else MOST
+        words = f"a whole number above {least - 1}"
+        value = self._get(name, default, (int,), words)
+        if not least <= value <= most:
+            raise self.wrong(name, words if value < least else f"at most {most}")
+        return value
+
+    def wholes(self, name: str) -> list:
+        """A list of whole numbers, empty where there is none."""
+        value = self.values.get(name) or []
+        if not isinstance(value, list) or any(type(one) is not int for one in value):
+            raise self.wrong(name, "a list of whole numbers")
         return value
 
     def float(self, name: str, default: float | None = None) -> float:
-        return float(self._get(name, default, (int, float), "a number"))
+        value = self._get(name, default, (int, float), "a number")
+        if not -1e300 < value < 1e300:
+            raise self.wrong(name, "a number within the range of floats")
+        return float(value)
 
     def bool(self, name: str, default: bool) -> bool:
         return self._get(name, default, (bool,), "true or false")
@@ -74,19 +88,20 @@ class Fields:
 
 def decoder(
     f: Fields, *, context: int = 2048, theta: float = 10000.0, kv_heads: int | None = None, head_size: int | None = None,
-    eps: float = 1e-6, tied: bool = False,
+    eps: float = 1e-6, tied: bool = False, fraction: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What Llama and those after it have in common, as keywords of a ModelConfig. Keywords are the family's own defaults, for fields that its
     config.json leaves out.
 
-    `kv_heads` and `head_size` None: as many as heads, and width / heads.
+    `kv_heads` and `head_size` None: as many as heads, and width / heads. `fraction` None: heads rotate whole, and
+    `partial_rotary_factor` is not read, as transformers does not.
     """
     heads = f.int("num_attention_heads")
     return {
         "vocab_size": f.int("vocab_size"), "context": f.int("max_position_embeddings", context), "width": f.int("hidden_size"),
         "layers": f.int("num_hidden_layers"), "heads": heads, "kv_heads": f.int("num_key_value_heads", kv_heads or heads),
         "head_size": f.int("head_dim", head_size or _head_size(f, heads)), "mlp_width": f.int("intermediate_size"),
-        "norm_eps": f.float("rms_norm_eps", eps), "tied": f.bool("tie_word_embeddings", tied), "rope": rope(f, theta, context),
+        "norm_eps": f.float("rms_norm_eps", eps), "tied": f.bool("tie_word_embeddings", tied), "rope": rope(f, theta, context, fraction),
         "init": "gpt2", "positions": "rotary", "norm": "rms",
     }  # fmt: skip
 
@@ -107,7 +122,7 @@ def decoder_fields(c: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float = 1.0) -> RopeConfig:
+def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float | None = None) -> RopeConfig:
     """Rotary positions, from transformers 5's `rope_parameters` or the `rope_theta`, `rope_scaling`, `partial_rotary_factor` of 4."""
     scaling = f.values.get("rope_scaling") or f.values.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
@@ -117,7 +132,7 @@ def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float
                     **{k: v for k, v in scaling.items() if v is not None}}, f.family)  # fmt: skip
     base: dict[str, Any] = {
         "base": inner.float("rope_theta", theta),
-        "fraction": inner.float("partial_rotary_factor", fraction),
+        "fraction": 1.0 if fraction is None else inner.float("partial_rotary_factor", fraction),
     }
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
@@ -149,7 +164,7 @@ def _extended(inner: Fields, base: dict[str, Any], kind: str, context: int) -> R
     factors = {}
     for name in ("short", "long"):
         numbers = inner.values.get(f"{name}_factor")
-        if not isinstance(numbers, Sequence) or isinstance(numbers, str):
+        if not isinstance(numbers, list) or any(type(x) not in (int, float) for x in numbers):
             raise inner.wrong(f"{name}_factor", "a list of numbers")
         factors[f"{name}_factors"] = tuple(float(x) for x in numbers)
     return RopeConfig(

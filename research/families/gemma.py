@@ -21,10 +21,9 @@ def kwargs_from_hf(f: Fields, **defaults: Any) -> dict[str, Any]:
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' GemmaConfig. The first releases say `gelu` and mean its tanh form, as transformers takes it too."""
     f = Fields(values, "gemma")
-    name = "hidden_activation" if f.has("hidden_activation") else "hidden_act"
     kwargs = kwargs_from_hf(f)
-    words: dict[str, Activation] = {**GATED, "gelu": "geglu-tanh"} if name == "hidden_act" else GATED
-    activation = f.choice(name, words, "gelu_pytorch_tanh")
+    words: dict[str, Activation] = {**GATED, "gelu": "geglu-tanh"}
+    activation = f.choice("hidden_act", words, "gelu_pytorch_tanh")
     return ModelConfig(**kwargs, activation=activation)
 
 

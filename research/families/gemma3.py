@@ -18,6 +18,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     nested = values.get("rope_parameters")
     if not isinstance(nested, dict) or "full_attention" not in nested:
         return {**values, "rope_parameters": None}
+    if any(not isinstance(one, dict) for one in nested.values() if one is not None):
+        raise Fields(values, "gemma3_text").wrong("rope_parameters", "an object for each kind of layer")
     local = Fields(nested.get("sliding_attention") or {}, "gemma3_text")
     local.only(rope_type="default")
     inner = {

@@ -19,7 +19,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     f.only(attention_bias=False)
     return ModelConfig(
         **{
-            **decoder(f, context=4096, eps=1e-5),
+            **decoder(f, context=4096, eps=1e-5, fraction=1.0),
             "activation": f.choice("hidden_act", GATED, "silu"),
             **sliding,
         }

@@ -16,7 +16,7 @@ def sliding(f: Fields, layers: int) -> dict[str, Any]:
     if not f.bool("use_sliding_window", False):
         f.only(layer_types=["full_attention"] * layers)
         return {}
-    first = f.values.get("max_window_layers", 28)
+    first = f.int("max_window_layers", 28, least=0)
     kinds = patterns(f, layers, [i >= first for i in range(layers)])
     return {"patterns": kinds, "window": f.int("sliding_window", 4096)} if "sliding" in kinds else {}
 

@@ -19,13 +19,14 @@ def kwargs_from_hf(f: Fields, **defaults: Any) -> dict[str, Any]:
         "activation": f.choice("hidden_act", GATED, "silu"),
         "bias": bias,
         "qk_norm": "head",
-        **sliding(f, kwargs["layers"]),
     }
 
 
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' Qwen3Config."""
-    return ModelConfig(**kwargs_from_hf(Fields(values, "qwen3"), kv_heads=32, head_size=128))
+    f = Fields(values, "qwen3")
+    kwargs = kwargs_from_hf(f, kv_heads=32, head_size=128)
+    return ModelConfig(**kwargs, **sliding(f, kwargs["layers"]))
 
 
 def config_to_hf(c: ModelConfig) -> dict[str, Any]:

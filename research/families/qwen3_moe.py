@@ -16,12 +16,14 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' Qwen3MoeConfig, as 4 and 5 write it."""
     f = Fields(values, "qwen3_moe")
     kwargs = kwargs_from_hf(f, kv_heads=4, head_size=None)
+    if f.bool("use_sliding_window", False):  # here every layer slides, whatever max_window_layers says
+        kwargs |= {"patterns": ("sliding",), "window": f.int("sliding_window", 4096)}
     experts = "num_experts" if f.has("num_experts") else "num_local_experts"
     moe = MoEConfig(
         experts=f.int(experts, 128), top_k=f.int("num_experts_per_tok", 8), width=f.int("moe_intermediate_size", 768),
         normalise=f.bool("norm_topk_prob", False),
     )  # fmt: skip
-    dense, every = values.get("mlp_only_layers") or [], f.int("decoder_sparse_step", 1)
+    dense, every = f.wholes("mlp_only_layers"), f.int("decoder_sparse_step", 1)
     kinds: tuple[FeedForward, ...] = tuple(
         "moe" if i not in dense and (i + 1) % every == 0 else "dense" for i in range(kwargs["layers"])
     )

@@ -58,7 +58,7 @@ def sample_command(load: Load, argv: Sequence[str]) -> int:
     `load(MODEL)` gives what `continuations` takes for a model. Raises UserError for a bad option, prompt or model.
     """
     name, arguments = parse(argv)
-    prompts = [_stdin() if text == "-" else text for text in arguments.prompt or ("",)]
+    prompts = [_stdin() if text == "-" else text for text in arguments.prompt] or [None]
     print(f"loading {name}", file=sys.stderr)
     model = opened(load(name))
     if arguments.draft is not None:
@@ -94,7 +94,7 @@ def _joined(options: list[str]) -> list[str]:
     return out
 
 
-def report(name: str, prompts: Sequence[str], results: Sequence[Generation]) -> dict[str, Any]:
+def report(name: str, prompts: Sequence[str | None], results: Sequence[Generation]) -> dict[str, Any]:
     """What `--json` prints. `prompt` is the first one; every sample names its own. Times in seconds.
 
     `logprobs`, `alternatives` (lists of `[id, log-probability]`), `score`, and of speculative decoding `proposed`, `accepted`
@@ -109,7 +109,7 @@ def report(name: str, prompts: Sequence[str], results: Sequence[Generation]) -> 
     ]
     return {
         "run": name,
-        "prompt": prompts[0],
+        "prompt": prompts[0] or "",
         "samples": samples,
         "tokens": sum(len(one.tokens) for one in results),
         "seconds": max(one.seconds for one in results),
@@ -134,15 +134,15 @@ def acceptance_rate(results: Sequence[Generation]) -> float | None:
     return sum(one.accepted or 0 for one in results) / max(sum(one.proposed or 0 for one in results), 1)
 
 
-def _run(model: Loaded, draft: Loaded | None, prompts: list[str], name: str, arguments: Arguments) -> None:
+def _run(model: Loaded, draft: Loaded | None, prompts: Sequence[str | None], name: str, arguments: Arguments) -> None:
     sampling, alone = arguments.sampling, len(prompts) * arguments.sampling.num == 1
     print(f"drawing {len(prompts) * sampling.num} x {sampling.max_tokens} tokens", file=sys.stderr)
-    on_text = _stream(prompts[0]) if alone else _progress()
+    on_text = _stream(prompts[0] or "") if alone else _progress()
     results = continuations(model, prompts, sampling, on_text, draft)
     if not alone:
         _write_all(results, len(prompts), sampling.num)
     elif not results[0].text:
-        _write(prompts[0])
+        _write(prompts[0] or "")
     total, reasons = sum(len(one.tokens) for one in results), sorted({one.finish_reason for one in results})
     if alone and (arguments.json or sys.stdout.isatty()):
         _write("\n")

@@ -76,17 +76,18 @@ def generate(
 ) -> str | list[str]:
     """The text that follows a prompt; for several prompts, or `num` samples, a list of them in order.
 
-    `model`: what `research.hf.load` or `research.load_run` gives. A prompt is a text or its token ids. The options are the
-    fields of `research.sample.Sampling`; `draft`, a smaller model, speeds them up; `on_text(row, text)` gets each text as it
-    grows. Raises UserError as `continuations` does, for no prompt, and for a model without a tokeniser.
+    `model`: what `research.hf.load` or `research.load_run` gives. A prompt is a text, its token ids, or None: the start of a
+    document. The options are the fields of `research.sample.Sampling`; `draft`, a smaller model, speeds them up;
+    `on_text(row, text)` gets each text as it grows. Raises UserError as `continuations` does, for no prompt, and for a model
+    without a tokeniser.
     """
     one = Q.is_one(prompt)
-    if not one and len(prompt) == 0:
+    prompts: Any = [prompt] if one else prompt
+    if len(prompts) == 0:
         raise UserError("there is no prompt; give a text, at least one token id, or a list of such prompts")
     how, loaded = sampling_of(options), opened(model)
     if loaded.tokenizer is None:
         raise UserError("the model has no tokeniser, so there is no text; sample.continuations gives token ids")
-    prompts: Any = [prompt] if one else prompt
     texts = [found.text for found in continuations(model, prompts, how, on_text, draft)]
     return texts[0] if one and how.num == 1 else texts
 
@@ -100,7 +101,7 @@ def continuations(
     token ids: then there is no text. What it prepares for decoding is kept for as long as `model` lives.
 
     What a prompt continues to depends on the seed, the prompt and the number of the sample, not on what else is in the
-    batch (up to near ties, which rounding decides). A prompt given again continues with further samples. An empty text
+    batch (up to near ties, which rounding decides). A prompt given again continues with further samples. None
     starts from what the tokeniser puts before prompts, its separator of documents, or a line end. Ids that the tokeniser
     lacks are never drawn. A model that fills blanks reads the prompt in both directions and ends where it ends its blank.
 

@@ -17,7 +17,8 @@ from research.sample.rows import Reason
 
 SHORTEST = 16  # prompts are padded to this many tokens, or to a power of two above
 
-Prompt = str | Sequence[int] | np.ndarray
+Prompt = str | Sequence[int] | np.ndarray | None
+"""A text, its token ids, or None: the start of a document."""
 
 
 def is_one(prompts: Any) -> bool:
@@ -33,15 +34,21 @@ def is_one(prompts: Any) -> bool:
 def prompt_ids(tokenizer: Tokenizer | None, prompt: Prompt, config: ModelConfig) -> np.ndarray:
     """The ids that a prompt starts from, (P,) int32 with P from 1 to what `config.context` has room for. Raises UserError where there are none.
 
-    A text gets what its tokeniser puts before prompts. If that leaves nothing, it starts from the separator of documents,
-    or from a line end where there is none.
+    A text gets what its tokeniser puts before prompts. The start of a document is that alone, or the separator of documents, or a line end
+    where there is neither.
     """
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) or prompt is None:
         if tokenizer is None:
             raise UserError("the model has no tokeniser, so it takes no text; give the prompt as token ids")
-        ids = _text_ids(tokenizer, prompt)
+        if prompt == "":
+            raise UserError("the prompt is empty; give a text, or none at all (None, no --prompt) to start a document")
+        ids = _text_ids(tokenizer, prompt or "")
     else:
         ids = _given_ids(prompt, text_ids(tokenizer, config))
+    if len(ids) and (largest := int(np.max(ids))) >= config.V:
+        raise UserError(
+            f"the prompt holds the token id {largest}, but the model's are 0 to {config.V - 1}; leave that token out"
+        )
     room = config.context - _markers(config)
     if len(ids) > room:
         raise UserError(
@@ -59,7 +66,7 @@ def _text_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
         except UserError:
             ids = []
     if len(ids) == 0:
-        raise UserError(f"the prompt {prompt!r} has no tokens, and the tokeniser nothing to start from; give a prompt")
+        raise UserError("the prompt has no tokens, and the tokeniser nothing to start from; give another prompt")
     return np.asarray(ids)
 
 
@@ -84,15 +91,16 @@ def vocabulary(tokenizer: Tokenizer | None, config: ModelConfig) -> int:
 
 
 def text_ids(tokenizer: Tokenizer | None, config: ModelConfig) -> int:
-    """How many ids stand for text. Raises UserError where the tokeniser has more than the model, or than its special ids leave."""
+    """How many ids stand for text: those that both the tokeniser and the model have. Raises UserError where a model that fills blanks has another
+    tokeniser's."""
     special = blanks.blank_ids(config)
     known = config.V if special is None else special.text
     if tokenizer is None:
         return known
-    if tokenizer.vocab_size > known or (special is not None and tokenizer.vocab_size < known):
+    if special is not None and tokenizer.vocab_size != known:
         ids = f"the tokeniser has {tokenizer.vocab_size} ids, the model {known}"
         raise UserError(f"{ids}; give the tokeniser that it was trained with")
-    return tokenizer.vocab_size
+    return min(tokenizer.vocab_size, known)
 
 
 def _markers(config: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from research import hf
 from research.core import config as C
 from research.core import params as P
 from research.core.errors import UserError
-from research.data.files import new_folder
+from research.data.files import check_new, new_folder
 from research.train import rundir, start
 from research.train.checkpoint import Checkpointer, Keep
 from research.train.config import Config
@@ -52,6 +52,7 @@ def convert(source: str, target: str | Path, to: str = "auto", dtype: str | None
     Raises UserError for what is no model, a target that is there, a dtype other than float32 for a run, and as `hf.save` does.
     """
     opened, target = start.open_source(source), Path(target).expanduser()
+    check_new(target)
     to = to if to != "auto" else "hf" if isinstance(opened, Run) else "run"
     if to == "run" and dtype not in (None, "float32"):
         raise UserError(f"dtype is {dtype!r}; a run directory holds float32, the precision in which it is trained")

@@ -1,5 +1,6 @@
 """Folders in Hugging Face's layout: what is read, what is refused, and what is written."""
 
+import dataclasses
 import json
 import pickle
 
@@ -88,6 +89,48 @@ def test_a_tied_model_may_hold_its_head_once_more(folder):
     assert "unembed" not in hf.load(path).params
 
 
+def test_a_head_that_a_tied_model_holds_once_more_has_its_table_s_shape(folder):
+    path = folder("gpt2")
+    save_file(
+        {**load_file(path / "model.safetensors"), "lm_head.weight": np.zeros((3, 3), np.float32)},
+        path / "model.safetensors",
+    )
+    with pytest.raises(UserError, match="lm_head.weight is 3x3, expected 67x24"):
+        hf.load(path)
+
+
+def test_links_out_of_the_folder_are_refused(folder, tmp_path):
+    path = folder(LLAMA)
+    (tmp_path / "elsewhere.json").write_text("{}")
+    (path / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(UserError, match="is a link to .*elsewhere.json, outside the folder"):
+        hf.load(path)
+
+
+def test_what_transformers_does_not_read_is_neither_read_nor_written(tmp_path):
+    values = {**cases.expected()[LLAMA]["config"], "partial_rotary_factor": 0.5}
+    assert MODEL_TYPES["llama"].config_from_hf(values).rope.fraction == 1
+    half = ModelConfig(
+        vocab_size=9, width=16, layers=1, heads=2, rope=RopeConfig(fraction=0.5), tied=False, family="llama"
+    )
+    with pytest.raises(UserError, match="cannot say model.rope"):
+        hf.save({}, half, None, tmp_path / "out")
+
+
+def test_every_layer_of_a_qwen3_moe_model_slides_or_none(tmp_path):
+    values = {
+        **cases.expected()["qwen3-moe"]["config"],
+        "use_sliding_window": True,
+        "max_window_layers": 2,
+        "sliding_window": 4,
+    }
+    found = MODEL_TYPES["qwen3_moe"].config_from_hf(values)
+    assert (found.patterns, found.window) == (("sliding",), 4)
+    mixed = dataclasses.replace(found, patterns=("full", "sliding"))
+    with pytest.raises(UserError, match="cannot say model.patterns"):
+        hf.save({}, mixed, None, tmp_path / "out")
+
+
 def test_shards_and_their_index_are_one_model(folder, tmp_path):
     model = hf.load(folder("qwen3-moe"))
     saved = hf.save(model.params, model.config, None, tmp_path / "shards", max_shard_bytes=20_000)
@@ -150,7 +193,9 @@ def test_what_is_no_model_is_refused_with_the_way_out(folder, tmp_path):
         ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("gpt2", "add_cross_attention", True), ("gemma", "use_bidirectional_attention", True),
         ("chatglm2", "add_bias_linear", True), ("chatglm2", "quantization_bit", 4), ("chatglm2", "pre_seq_len", 128),
         ("phi3", "attention_bias", True), ("qwen3", "layer_types", ["chunked_attention"] * 3), ("gpt-neo", "attention_types", [[["wide"], 4]]),
-        ("gpt-neox", "use_parallel_residual", "yes"),
+        ("gpt-neox", "use_parallel_residual", "yes"), ("qwen2-tied-windows", "max_window_layers", "a"), ("qwen3-moe", "mlp_only_layers", 3),
+        ("gemma2", "query_pre_attn_scalar", 0), ("gemma3", "rope_parameters", {"full_attention": 3, "sliding_attention": 7}),
+        (LLAMA, "rms_norm_eps", 10**400), (LLAMA, "num_hidden_layers", 300_000),
     ],
 )  # fmt: skip
 def test_a_feature_that_we_lack_is_named_by_field_and_value(folder, case, field, value):

@@ -84,7 +84,7 @@ def test_text_is_utf8_whatever_the_locale(monkeypatch, loaded):
 
 
 def test_an_empty_prompt_shows_only_its_continuation(sample, loaded):
-    assert sample(*OPTIONS)[0] == continuations(loaded, [""], SAMPLING)[0].text
+    assert sample(*OPTIONS)[0] == continuations(loaded, [None], SAMPLING)[0].text
 
 
 @pytest.mark.parametrize(

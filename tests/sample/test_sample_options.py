@@ -87,7 +87,7 @@ def model(tiny, tokenizer) -> Loaded:
         ([[]], "is empty; give at least one id"),
         ([""] * 0, "there is no prompt"),
         (3, "neither text nor a list of token ids"),
-        (None, "neither text nor"),
+        ("", "the prompt is empty; give a text"),
         (np.array(3), "neither text nor"),
         ("p" * 9, "9 tokens, but the model's context is 8; leave out at least 1"),
         ([1, 400], "the token id 400; ids are 0 to 256"),

@@ -13,11 +13,23 @@ from research.sample.prompts import batch, is_one, padded_length, prompt_ids
 CONFIG = ModelConfig(vocab_size=300, context=20, width=32, layers=1, heads=4)
 
 
-def test_an_empty_prompt_starts_from_the_separator_or_a_line_end(tokenizer, characters):
-    assert prompt_ids(tokenizer, "", CONFIG).tolist() == [256]
-    assert prompt_ids(characters("ab\n"), "", CONFIG).tolist() == [0]
+def test_without_a_prompt_a_document_starts_from_the_separator_or_a_line_end(tokenizer, characters):
+    assert prompt_ids(tokenizer, None, CONFIG).tolist() == [256]
+    assert prompt_ids(characters("ab\n"), None, CONFIG).tolist() == [0]
     with pytest.raises(UserError, match="nothing to start from"):
-        prompt_ids(characters("ab"), "", CONFIG)
+        prompt_ids(characters("ab"), None, CONFIG)
+
+
+def test_an_empty_text_is_refused_with_the_way_to_start_a_document(tokenizer):
+    with pytest.raises(UserError, match="the prompt is empty; give a text, or none at all"):
+        prompt_ids(tokenizer, "", CONFIG)
+
+
+def test_a_tokeniser_may_have_more_ids_than_the_model_as_long_as_no_prompt_needs_them(tokenizer):
+    small = dataclasses.replace(CONFIG, vocab_size=100)
+    assert prompt_ids(tokenizer, "abc", small).tolist() == [97, 98, 99]
+    with pytest.raises(UserError, match="holds the token id 122, but the model's are 0 to 99"):
+        prompt_ids(tokenizer, "az", small)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +45,8 @@ class Framed:
         return np.array([7, *self.inner.encode(text)])  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_what_a_tokeniser_puts_before_prompts_is_where_an_empty_one_starts(tokenizer):
-    assert prompt_ids(Framed(tokenizer), "", CONFIG).tolist() == [7]
+def test_what_a_tokeniser_puts_before_prompts_is_where_a_document_starts(tokenizer):
+    assert prompt_ids(Framed(tokenizer), None, CONFIG).tolist() == [7]
     assert prompt_ids(Framed(tokenizer), "a", CONFIG).tolist() == [7, 97]
 
 
