@@ -110,7 +110,7 @@ def continuations(
 
     Rotary, sinusoidal, ALiBi and absent positions may go beyond `config.context`. Learned ones cannot: there the row
     ends with reason "context". Raises UserError for a prompt longer than the context, one that cannot be encoded or holds
-    an unknown id, a tokeniser larger than the model's vocabulary, a constraint that is none, and a draft model that does not
+    an unknown id, a constraint that is none, and a draft model that does not
     go with the model or the options.
     """
     start = time.perf_counter()
