@@ -67,19 +67,6 @@ class _Piece:
     targets: list[Target]
 
 
-def read_into(
-    entry: Entry,
-    out: np.ndarray,
-    *,
-    shape: tuple[int, ...] | None = None,
-    index: tuple[slice | int, ...] = (),
-    transpose: Sequence[int] | None = None,
-) -> None:
-    """Fills `out` with `np.transpose(stored.reshape(shape)[index], transpose).astype(out.dtype)`, reading only the bytes that takes
-    (and gaps under 64 KiB between them). Raises as `read_all` does."""
-    read_all([Job(entry, out, shape, index, transpose)])
-
-
 def read_all(jobs: Iterable[Job], threads: int | None = None) -> None:
     """Does all `jobs`, in the order of the files, in `threads` threads (one for each of up to 8 processors, at least 2). What several jobs
     want is read once. Beyond the destinations this takes a few megabytes a thread, whatever the jobs' sizes.

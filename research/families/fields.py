@@ -63,6 +63,12 @@ class Fields:
             raise self.wrong(name, "a list of whole numbers")
         return value
 
+    def positive(self, name: str, default: float | None = None) -> float:
+        value = self.float(name, default)
+        if value <= 0:
+            raise self.wrong(name, "a number above 0")
+        return value
+
     def float(self, name: str, default: float | None = None) -> float:
         value = self._get(name, default, (int, float), "a number")
         if not -1e300 < value < 1e300:

@@ -16,17 +16,10 @@ def kwargs_from_hf(f: Fields, period: int, **defaults: Any) -> dict[str, Any]:
     return {
         **kwargs, "norm_placement": "sandwich", "activation": f.choice("hidden_activation", GATED, "gelu_pytorch_tanh"),
         "patterns": patterns(f, layers, [(i + 1) % period != 0 for i in range(layers)]), "window": f.int("sliding_window", 4096),
-        "attention_scale": _positive(f, "query_pre_attn_scalar", 256) ** -0.5,
+        "attention_scale": f.positive("query_pre_attn_scalar", 256) ** -0.5,
         "logit_soft_cap": f.float("final_logit_softcapping") if f.has("final_logit_softcapping") else None,
         "attention_soft_cap": f.float("attn_logit_softcapping") if f.has("attn_logit_softcapping") else None,
     }  # fmt: skip
-
-
-def _positive(f: Fields, name: str, default: float) -> float:
-    value = f.float(name, default)
-    if value <= 0:
-        raise f.wrong(name, "a number above 0")
-    return value
 
 
 def fields_to_hf(c: ModelConfig) -> dict[str, Any]:

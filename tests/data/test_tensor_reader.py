@@ -15,6 +15,12 @@ from research.data import tensor_reader as reader
 from research.data import tensor_writer as writer
 from research.data import tensors as T
 
+
+def read_into(entry: T.Entry, out: np.ndarray, **how) -> None:
+    """One job by itself."""
+    reader.read_all([reader.Job(entry, out, **how)])
+
+
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -84,7 +90,7 @@ def test_what_is_read_is_what_numpy_gives(keep, wanted, dtypes, sizes, ordered):
     with pytest.MonkeyPatch.context() as patch:
         for name, size in zip(("_SCRATCH", "_DIRECT", "_GAP"), sizes, strict=True):
             patch.setattr(reader, name, size)
-        reader.read_into(keep(a=array)["a"], out, shape=view, index=index, transpose=order)
+        read_into(keep(a=array)["a"], out, shape=view, index=index, transpose=order)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -94,7 +100,7 @@ def test_a_transposed_matrix_of_many_pieces_is_right(keep, monkeypatch, source, 
     monkeypatch.setattr(reader, "_SCRATCH", 1 << 14)
     array = random((100, 256), source)
     leaf = np.zeros((3, 256, 100), jnp.dtype(target))
-    reader.read_into(keep(a=array)["a"], leaf[1], transpose=(1, 0))
+    read_into(keep(a=array)["a"], leaf[1], transpose=(1, 0))
     np.testing.assert_array_equal(leaf[1], array.T.astype(leaf.dtype))
     assert not leaf[0].any() and not leaf[2].any()
 
@@ -120,11 +126,11 @@ def test_only_the_rows_asked_for_are_read(keep, reads):
     array = random((64, 1024), "float32")
     entry = keep(a=array)["a"]
     out = np.empty((8, 1024), np.float32)
-    reader.read_into(entry, out, index=(slice(16, 24),))
+    read_into(entry, out, index=(slice(16, 24),))
     assert sum(reads) == out.nbytes
     reads.clear()
     turned = np.empty((1024, 8), np.float16)
-    reader.read_into(entry, turned, index=(slice(16, 24),), transpose=(1, 0))
+    read_into(entry, turned, index=(slice(16, 24),), transpose=(1, 0))
     assert sum(reads) == out.nbytes
     np.testing.assert_array_equal(turned, array[16:24].T.astype(np.float16))
 
@@ -135,7 +141,7 @@ def test_columns_are_read_alone_where_the_gaps_between_are_worth_skipping(keep, 
     for gap, expected in ((4 * 1024, out.nbytes), (16 * 4096, array.nbytes)):
         monkeypatch.setattr(reader, "_GAP", gap)
         reads.clear()
-        reader.read_into(entry, out, index=(slice(None), slice(1024, 2048)))
+        read_into(entry, out, index=(slice(None), slice(1024, 2048)))
         assert sum(reads) == expected
         np.testing.assert_array_equal(out, array[:, 1024:2048])
 
@@ -166,7 +172,7 @@ def test_whole_numbers_and_floats_are_not_mixed(keep):
     entries = keep(i=random((2,), "int64"), f=random((2,), "float32"))
     for name, dtype in (("i", np.float32), ("i", np.int32), ("f", np.int32)):
         with pytest.raises(UserError, match="only floating point numbers are converted"):
-            reader.read_into(entries[name], np.empty(2, dtype))
+            read_into(entries[name], np.empty(2, dtype))
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -178,9 +184,9 @@ def test_values_beyond_the_range_of_the_dtype_are_refused(keep, source, target, 
     array[2, 3] = jnp.finfo(source).max
     entry, out = keep(a=array)["a"], np.empty((4, 4), jnp.dtype(target))
     with pytest.raises(UserError, match=f"'a'.*values beyond the range of {target}"):
-        reader.read_into(entry, out, transpose=(1, 0) if turned else None)
+        read_into(entry, out, transpose=(1, 0) if turned else None)
     array[2, 3], array[0, 0] = np.nan, np.inf
-    reader.read_into(keep(a=array)["a"], out)
+    read_into(keep(a=array)["a"], out)
     np.testing.assert_array_equal(out.astype(np.float64), array.astype(out.dtype).astype(np.float64))
 
 
@@ -195,9 +201,9 @@ def test_what_does_not_fit_is_a_programming_error(keep):
         {"index": (slice(0, 2),)},
     ):
         with pytest.raises(ValueError):
-            reader.read_into(entry, np.empty((4, 6), np.float32), **wrong)
+            read_into(entry, np.empty((4, 6), np.float32), **wrong)
     with pytest.raises(IndexError):
-        reader.read_into(entry, np.empty((6,), np.float32), index=(4,))
+        read_into(entry, np.empty((6,), np.float32), index=(4,))
 
 
 def test_a_file_that_went_away_or_became_shorter_is_said_so(keep):
@@ -205,10 +211,10 @@ def test_a_file_that_went_away_or_became_shorter_is_said_so(keep):
     out = np.empty((4, 6), np.float32)
     os.truncate(entry.file, entry.end - 1)
     with pytest.raises(UserError, match="has become shorter while it was read"):
-        reader.read_into(entry, out)
+        read_into(entry, out)
     entry.file.unlink()
     with pytest.raises(UserError, match="cannot read .*No such file"):
-        reader.read_into(entry, out)
+        read_into(entry, out)
 
 
 def test_after_an_error_no_thread_begins_another_piece(keep, monkeypatch):
