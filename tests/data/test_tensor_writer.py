@@ -45,7 +45,7 @@ def test_a_file_is_the_librarys_to_the_byte_and_reads_back_by_both(tmp_path_fact
     for name, theirs in safetensors.deserialize(content):
         entry, array = found.entries[name], arrays[name]
         out = np.empty(entry.shape, entry.dtype)
-        reader.read_into(entry, out)
+        reader.read_all([reader.Job(entry, out)])
         assert theirs["data"] == out.tobytes() == array.tobytes()
         assert tuple(theirs["shape"]) == out.shape == array.shape and out.dtype == array.dtype
         assert entry.begin % entry.dtype.itemsize == 0
