@@ -276,16 +276,16 @@ def residual(p_BV: jax.Array, q_BV: jax.Array) -> jax.Array:
 def distribution(logits_BV: jax.Array, filters: F.Filters) -> jax.Array:
     """The probabilities (B, V) that `filters.sample` draws from: 1 at the best token without a temperature."""
     if filters.temperature is None:
-        return jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[1], dtype=jnp.float32)
+        return jax.nn.one_hot(F.largest(logits_BV), logits_BV.shape[1], dtype=jnp.float32)
     return jax.nn.softmax(F.filtered(logits_BV, filters), axis=-1)
 
 
 def draw(weights_BV: jax.Array, keys_B: jax.Array | None) -> jax.Array:
     """One id a row, (B,) int32, with probabilities in proportion to the weights; the heaviest without keys."""
     if keys_B is None:
-        return jnp.argmax(weights_BV, axis=-1).astype(jnp.int32)
+        return F.largest(weights_BV)
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, weights_BV.shape[1:], weights_BV.dtype))(keys_B)
-    return jnp.argmax(jnp.log(weights_BV) + noise_BV, axis=-1).astype(jnp.int32)
+    return F.largest(jnp.log(weights_BV) + noise_BV)
 
 
 def _fold(keys_B: jax.Array | None, index_B: jax.Array, purpose: str) -> jax.Array | None:

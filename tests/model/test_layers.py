@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.core.leaves import rows_of
 from research.model import layers
 from research.model.config import GATED, Activation
 
@@ -93,6 +94,19 @@ def erf_gelu(x):
 
 def tanh_gelu(x):
     return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, layers.FEW_ROWS, layers.FEW_ROWS + 1])
+def test_weights_by_rows_multiply_as_the_matrices_they_were_made_of(rows):
+    rng = np.random.default_rng(0)
+    p = {"q": rng.normal(size=(6, 2, 3)), "k": rng.normal(size=(6, 3)), "k_bias": rng.normal(size=3)}
+    x = rng.normal(size=(rows, 1, 6))
+    with jax.enable_x64(True):
+        p = {name: jnp.asarray(w) for name, w in p.items()}
+        joined = rows_of([p["q"], p["k"]], [None, p["k_bias"]], 1, jnp.float64)
+        q, k = jax.jit(layers.project, static_argnums=2)(jnp.asarray(x), {"q+k+": joined}, ("q", "k"))
+    np.testing.assert_allclose(q, np.tensordot(x, p["q"], 1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(k, x @ p["k"] + p["k_bias"], rtol=1e-12, atol=1e-12)
 
 
 FORMULAS = {

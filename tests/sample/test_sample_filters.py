@@ -121,6 +121,12 @@ def test_the_kth_largest_is_found_exactly(x, k):
     assert kept[values > kth].all() and not kept[values < kth].any() and kept.sum() >= min(k, V)
 
 
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(hnp.arrays(np.float32, (2, V), elements=st.sampled_from([-np.inf, -1, -0.0, 0, 2, np.inf, np.nan])))
+def test_the_largest_is_argmax(x):
+    assert F.largest(jnp.asarray(x)).tolist() == np.argmax(x, axis=-1).tolist()
+
+
 def test_numbers_beyond_their_type_become_the_nearest():
     logits_BV = jnp.asarray([[0.0, 3.0, 1.0]])
     smallest = F.filtered(logits_BV, F.make(top_p=1e-300))
