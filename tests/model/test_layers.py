@@ -102,9 +102,10 @@ def test_weights_by_rows_multiply_as_the_matrices_they_were_made_of(rows):
     p = {"q": rng.normal(size=(6, 2, 3)), "k": rng.normal(size=(6, 3)), "k_bias": rng.normal(size=3)}
     x = rng.normal(size=(rows, 1, 6))
     with jax.enable_x64(True):
-        p = {name: jnp.asarray(w) for name, w in p.items()}
-        joined = rows_of([p["q"], p["k"]], [None, p["k_bias"]], 1, jnp.float64)
-        q, k = jax.jit(layers.project, static_argnums=2)(jnp.asarray(x), {"q+k+": joined}, ("q", "k"))
+        q, k, bias = (jnp.asarray(p[name]) for name in ("q", "k", "k_bias"))
+        joined = rows_of([q, k], [None, bias], 1, jnp.float64)
+        product = jax.jit(lambda x, joined: layers.project(x, {"q+k+": joined}, ("q", "k")))
+        q, k = product(jnp.asarray(x), joined)
     np.testing.assert_allclose(q, np.tensordot(x, p["q"], 1), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(k, x @ p["k"] + p["k_bias"], rtol=1e-12, atol=1e-12)
 
