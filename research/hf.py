@@ -106,15 +106,22 @@ def open_source(where: str | Path, revision: str | None = None) -> Source:
         raise UserError(
             f"{folder} is a run directory: open it with research.load_run, or convert it with `research convert {folder} DST --to hf`"
         )
-    family = families.of_hf(values)
-    config = family.config_from_hf(values)
+    family, config = _described(where, values)
     return Source(folder, family, config, match(family, config, T.open_folder(folder)))
 
 
 def read_config(where: str | Path, revision: str | None = None) -> ModelConfig:
     """The config of a model by its folder or hub id; of the hub nothing else is fetched. Raises UserError as `load` does."""
-    values = read_json(locate(where, revision, (CONFIG,)), CONFIG)
-    return families.of_hf(values).config_from_hf(values)
+    return _described(where, read_json(locate(where, revision, (CONFIG,)), CONFIG))[1]
+
+
+def _described(where: str | Path, values: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
+    """The family of a config.json and what it describes; an error says whose it is."""
+    try:
+        family = families.of_hf(values)
+        return family, family.config_from_hf(values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def locate(where: str | Path, revision: str | None = None, files: Sequence[str] = FILES) -> Path:

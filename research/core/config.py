@@ -151,6 +151,11 @@ def _options(cls: type) -> dict[str, Any]:
     return names
 
 
+def options_given(argv: Sequence[str]) -> list[str]:
+    """The names of the options on a command line, as they are written there."""
+    return [name for name, _ in _written(argv)]
+
+
 def _written(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The options of a command line with the words that follow each. A word that reads as a negative number is a value."""
     groups: list[tuple[str, list[str]]] = []

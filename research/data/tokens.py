@@ -53,14 +53,14 @@ class Corpus:
 
 def prepare(
     data: str,
-    tokenizer: str,
+    tokenizer: str | Tokenizer,
     *,
     text_field: str = "text",
     cache_dir: str | Path | None = None,
     progress: Report | None = None,
 ) -> Corpus:
-    """Returns the corpus of a source (`sources.resolve`) under a tokeniser (`tokenizer.build`), from the cache where it
-    is there.
+    """Returns the corpus of a source (`sources.resolve`) under a tokeniser, or one by its name (`tokenizer.build`), from
+    the cache where it is there.
 
     `progress` is called with (bytes done, bytes in all); without it a bar is shown on a terminal. Processes may prepare
     the same corpus at once. Raises UserError for a source or tokeniser that cannot be used and for a cache that cannot
@@ -68,7 +68,7 @@ def prepare(
     """
     root = Path(cache_dir or research_cache_dir()).expanduser()
     source = sources.resolve(data, text_field)
-    built = tokenizers.build(tokenizer, source, cache_dir=root)
+    built = tokenizers.build(tokenizer, source, cache_dir=root) if isinstance(tokenizer, str) else tokenizer
     dtype = dtype_for(built.vocab_size)
     key = hashlib.sha256(f"{_FORMAT} {source.fingerprint} {built.fingerprint}".encode()).hexdigest()
     folder = root / "tokens" / key

@@ -34,7 +34,8 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(
         vocab_size=f.int("padded_vocab_size", 65024), context=f.int("seq_length", 2048), width=f.int("hidden_size", 4096),
         layers=f.int("num_layers", 28),
-        heads=heads, kv_heads=f.int("multi_query_group_num", 1) if groups else heads, head_size=f.int("kv_channels", 128),
+        heads=heads, kv_heads=f.divisor("multi_query_group_num", "num_attention_heads", heads, 1) if groups else heads,
+        head_size=f.int("kv_channels", 128),
         mlp_width=f.int("ffn_hidden_size", 13696), positions="rotary", rope=rope, norm="rms", norm_eps=f.float("layernorm_epsilon", 1e-5),
         activation="swiglu", bias=BIAS if f.bool("add_qkv_bias", False) else (), tied=f.bool("tie_word_embeddings", False), init="gpt2",
     )  # fmt: skip

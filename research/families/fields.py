@@ -47,6 +47,13 @@ class Fields:
             raise self.wrong(name, words)
         return value
 
+    def divisor(self, name: str, of: str, whole: int, default: int) -> int:
+        """A whole number that divides that of the field `of`, which is `whole`."""
+        value = self.int(name, default)
+        if whole % value:
+            raise self.wrong(name, f"a divisor of {of} {whole}")
+        return value
+
     def int(self, name: str, default: int | None = None, least: int = 1) -> int:
         """A whole number; of layers at most MOST_LAYERS."""
         most = MOST_LAYERS if "layer" in name else MOST
@@ -105,7 +112,8 @@ def decoder(
     heads = f.int("num_attention_heads")
     return {
         "vocab_size": f.int("vocab_size"), "context": f.int("max_position_embeddings", context), "width": f.int("hidden_size"),
-        "layers": f.int("num_hidden_layers"), "heads": heads, "kv_heads": f.int("num_key_value_heads", kv_heads or heads),
+        "layers": f.int("num_hidden_layers"), "heads": heads,
+        "kv_heads": f.divisor("num_key_value_heads", "num_attention_heads", heads, kv_heads or heads),
         "head_size": f.int("head_dim", head_size or _head_size(f, heads)), "mlp_width": f.int("intermediate_size"),
         "norm_eps": f.float("rms_norm_eps", eps), "tied": f.bool("tie_word_embeddings", tied), "rope": rope(f, theta, context, fraction),
         "init": "gpt2", "positions": "rotary", "norm": "rms",
@@ -117,6 +125,16 @@ def _head_size(f: Fields, heads: int) -> int:
     if width % heads:
         raise f.wrong("num_attention_heads", f"a divisor of hidden_size {width}, or a head_dim beside it")
     return width // heads
+
+
+def experts(f: Fields, count: int, top_k: int) -> dict[str, Any]:
+    """What the sparse ones have in common, as keywords of a MoEConfig, with the family's own defaults. Transformers 4 and 5 name the count
+    differently."""
+    name = "num_experts" if f.has("num_experts") else "num_local_experts"
+    held, chosen = f.int(name, count), f.int("num_experts_per_tok", top_k)
+    if chosen > held:
+        raise f.wrong("num_experts_per_tok", f"at most {name} {held}")
+    return {"experts": held, "top_k": chosen}
 
 
 def decoder_fields(c: ModelConfig) -> dict[str, Any]:
@@ -137,19 +155,19 @@ def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float
                     "original_max_position_embeddings": f.values.get("original_max_position_embeddings"),
                     **{k: v for k, v in scaling.items() if v is not None}}, f.family)  # fmt: skip
     base: dict[str, Any] = {
-        "base": inner.float("rope_theta", theta),
+        "base": inner.positive("rope_theta", theta),
         "fraction": 1.0 if fraction is None else inner.float("partial_rotary_factor", fraction),
     }
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return RopeConfig(**base)
     if kind in ("linear", "llama3"):
-        base["factor"] = inner.float("factor")
+        base["factor"] = inner.positive("factor")
         if kind == "linear":
             return RopeConfig(**base, scaling="linear")
         return RopeConfig(
             **base, scaling="llama3", original_context=inner.int("original_max_position_embeddings"),
-            low_frequency_factor=inner.float("low_freq_factor"), high_frequency_factor=inner.float("high_freq_factor"),
+            low_frequency_factor=inner.positive("low_freq_factor"), high_frequency_factor=inner.positive("high_freq_factor"),
         )  # fmt: skip
     if kind in ("yarn", "longrope", "su"):
         return _extended(inner, base, kind, f.int("max_position_embeddings", context))
@@ -159,7 +177,7 @@ def rope(f: Fields, theta: float = 10000.0, context: int = 2048, fraction: float
 def _extended(inner: Fields, base: dict[str, Any], kind: str, context: int) -> RopeConfig:
     """YaRN and LongRoPE, whose factor may follow from how much longer the context became."""
     original = inner.int("original_max_position_embeddings", context if kind == "yarn" else None)
-    factor = inner.float("factor", context / original)
+    factor = inner.positive("factor", context / original)
     given = inner.float("attention_factor") if inner.has("attention_factor") else None
     if kind == "yarn":
         inner.only(truncate=True, mscale_all_dim=0, mscale=1)

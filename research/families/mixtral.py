@@ -5,7 +5,7 @@ from typing import Any
 
 from research.families import llama
 from research.families.family import Family
-from research.families.fields import GATED, Fields, decoder, decoder_fields
+from research.families.fields import GATED, Fields, decoder, decoder_fields, experts
 from research.families.mistral import sliding_window
 from research.families.weights import Row
 from research.model.config import ModelConfig, MoEConfig, RopeConfig
@@ -15,8 +15,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """From transformers' MixtralConfig."""
     f = Fields(values, "mixtral")
     sliding = {"patterns": ("sliding",), "window": f.int("sliding_window")} if f.has("sliding_window") else {}
-    experts = "num_local_experts" if f.has("num_local_experts") else "num_experts"
-    moe = MoEConfig(experts=f.int(experts, 8), top_k=f.int("num_experts_per_tok", 2))
+    moe = MoEConfig(**experts(f, count=8, top_k=2))
     kwargs = decoder(f, context=131_072, theta=1e6, kv_heads=8, eps=1e-5)
     return ModelConfig(
         **kwargs, activation=f.choice("hidden_act", GATED, "silu"), feed_forward=("moe",), moe=moe, **sliding

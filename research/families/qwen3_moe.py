@@ -5,7 +5,7 @@ from typing import Any
 
 from research.families import llama
 from research.families.family import Family
-from research.families.fields import Fields, decoder_fields, shortest
+from research.families.fields import Fields, decoder_fields, experts, shortest
 from research.families.qwen2 import sliding_fields
 from research.families.qwen3 import kwargs_from_hf, preset
 from research.families.weights import Row
@@ -18,10 +18,8 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     kwargs = kwargs_from_hf(f, kv_heads=4, head_size=None)
     if f.bool("use_sliding_window", False):  # here every layer slides, whatever max_window_layers says
         kwargs |= {"patterns": ("sliding",), "window": f.int("sliding_window", 4096)}
-    experts = "num_experts" if f.has("num_experts") else "num_local_experts"
     moe = MoEConfig(
-        experts=f.int(experts, 128), top_k=f.int("num_experts_per_tok", 8), width=f.int("moe_intermediate_size", 768),
-        normalise=f.bool("norm_topk_prob", False),
+        **experts(f, count=128, top_k=8), width=f.int("moe_intermediate_size", 768), normalise=f.bool("norm_topk_prob", False)
     )  # fmt: skip
     dense, every = f.wholes("mlp_only_layers"), f.int("decoder_sparse_step", 1)
     kinds: tuple[FeedForward, ...] = tuple(

@@ -1,9 +1,13 @@
 """How to draw a continuation: `Sampling`, whose fields are the options of `research sample` and of `generate`."""
 
 import dataclasses
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from research.core import config as C
 from research.data.files import read_utf8
@@ -127,5 +131,11 @@ class Sampling:
 
 
 def sampling_of(options: dict[str, Any]) -> Sampling:
-    """`Sampling` from keyword arguments. Raises UserError naming the nearest option for one that does not exist."""
-    return C.set_values(Sampling(), options, "generate")
+    """`Sampling` from keyword arguments: numbers may be NumPy's, `stop` a single text, `json_schema` a mapping. Raises UserError naming the
+    nearest option for one that does not exist."""
+    given = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    if isinstance(given.get("json_schema"), Mapping):
+        given["json_schema"] = json.dumps(given["json_schema"])
+    return C.set_values(Sampling(), given, "generate")

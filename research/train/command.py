@@ -103,6 +103,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
     argv, source = take_option(list(argv), "--config")
     config = experiment.config if source is None else read_config(experiment.config, source)
     arguments: Arguments = core_config.parse(Arguments(config), argv, prog, experiment.description)
+    start.check_overrides(arguments.experiment, core_config.options_given(argv))
     experiment = dataclasses.replace(experiment, config=arguments.experiment)
     if arguments.print_config:
         print(json.dumps(core_config.to_dict(experiment.config), indent=None if arguments.json else 2))

@@ -2,6 +2,7 @@
 its checkpoints and result. Weights are read for `--hash` alone."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,12 +72,20 @@ def describe_model(name: str, path: Path, hashed: bool = False) -> dict[str, Any
         config = families.preset(name)
         return {"model": name, "family": config.family, "config": C.to_dict(config), **leaves(config)}
     if not path.exists() and not hashed:
-        config = hf.read_config(name)
+        config = _from_hub(name)
         return {"model": name, "family": config.family, "config": C.to_dict(config), **leaves(config)}
     source = hf.open_source(name)
     out = {"model": name, "family": source.family.name, "config": C.to_dict(source.config)}
     out |= leaves(source.config, source.dtypes())
     return {**out, "hash": P.digest(hf.read(source))} if hashed else out
+
+
+def _from_hub(name: str) -> ModelConfig:
+    try:
+        return hf.read_config(name)
+    except UserError as error:
+        near = difflib.get_close_matches(name, families.PRESETS, 1, 0.75)
+        raise UserError(f"{error}{f'; the nearest preset is {near[0]}' if near else ''}") from None
 
 
 def leaves(config: ModelConfig, dtypes: dict[str, np.dtype] | None = None) -> dict[str, Any]:

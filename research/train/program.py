@@ -31,7 +31,7 @@ EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
 
 
 def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
-    """The model with its tokeniser's vocabulary, unless it already has a larger one. Raises UserError for a smaller one.
+    """The model with its tokeniser's vocabulary, unless it has one already.
 
     A model that fills blanks has four ids more, exactly: they are the last of its vocabulary.
     """
@@ -42,13 +42,18 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
                 f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size - blanks.SPECIAL_IDS} ids and filling blanks "
                 f"takes {blanks.SPECIAL_IDS} more; leave it out (None) or make it {vocab_size}"
             )
-    if model.vocab_size is None:
-        return dataclasses.replace(model, vocab_size=vocab_size)
-    if model.vocab_size < vocab_size:
+    return dataclasses.replace(model, vocab_size=vocab_size) if model.vocab_size is None else model
+
+
+def check_vocabulary(model: ModelConfig, corpus: Corpus) -> None:
+    """Raises UserError for a corpus with ids that the model lacks. A tokeniser may have more ids than its model, as Gemma 3's has."""
+    size = corpus.tokenizer.vocab_size
+    largest = size - 1 if size <= model.V else max(int(part.tokens.max()) for part in (corpus.train, corpus.eval))
+    if largest >= model.V:
         raise UserError(
-            f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size} ids; leave it out or make it at least that"
+            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, of its tokeniser's {size}; "
+            f"leave vocab_size out or make it {size}"
         )
-    return model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,6 +223,7 @@ def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> P
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch_size // config.micro_batches, mesh)
     model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
+    check_vocabulary(model, corpus)
     if model.fills_blanks != (config.task.kind == "infill"):
         expected = "infill" if model.fills_blanks else "lm"
         raise UserError(

@@ -1,6 +1,7 @@
 """Where a run starts from: parameters that its seed draws, or, with `init_from`, those of a model that is there already."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from research import hf
 from research.core import params as P
 from research.core import sharding
 from research.core.errors import UserError
+from research.data.tokenizer import Tokenizer
 from research.families.family import NOT_ARCHITECTURE
 from research.model import transformer
 from research.train import rundir
@@ -18,14 +20,18 @@ from research.train.program import Weights
 from research.train.run import Run, load_run
 
 TOKENIZER = "byte"
+KEPT = (
+    "context",
+    *(name for name in NOT_ARCHITECTURE if name not in ("family", "init")),
+)  # of the config's model, beside another's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-    """A config with the model that it starts from, that model's tokeniser, and what reads its weights; None: they are drawn."""
+    """A config with the model that it starts from, that model's tokeniser or the name of one, and what reads its weights; None: they are drawn."""
 
     config: Config
-    tokenizer: str
+    tokenizer: str | Tokenizer
     weights: Weights | None
 
 
@@ -40,17 +46,28 @@ def resolve(config: Config) -> Start:
         return Start(config, config.tokenizer or TOKENIZER, None)
     opened = open_source(config.init_from)
     if isinstance(opened, Run):
-        model, tokenizer = opened.model, opened.path / "tokenizer.json"
+        model, tokenizer, place = opened.model, opened.tokenizer, opened.path / "tokenizer.json"
     else:
-        model, tokenizer = opened.config, opened.folder
-        if hf.tokenizer_of(opened.folder) is None:
+        model, tokenizer, place = opened.config, hf.tokenizer_of(opened.folder), opened.folder
+        if tokenizer is None:
             raise UserError(f"{config.init_from} holds no tokeniser; put its tokenizer.json beside its config.json")
-    how = {name: getattr(config.model, name) for name in NOT_ARCHITECTURE if name not in ("family", "init")}
+    how = {name: getattr(config.model, name) for name in KEPT if name != "context"}
     begun = dataclasses.replace(
-        config, model=dataclasses.replace(model, **how), tokenizer=str(tokenizer),
+        config, model=dataclasses.replace(model, **how), tokenizer=str(place),
         sequence_length=config.sequence_length or min(config.model.context, model.context),
     )  # fmt: skip
-    return Start(begun, str(tokenizer), lambda mesh: _read(opened, mesh))
+    return Start(begun, tokenizer, lambda mesh: _read(opened, mesh))
+
+
+def check_overrides(config: Config, options: Sequence[str]) -> None:
+    """Raises UserError for an option of a command line (`model.width`) that would change what comes with `config.init_from`."""
+    for name in options if config.init_from is not None else ():
+        head, _, rest = name.replace("-", "_").partition(".")
+        if head == "tokenizer" or (head == "model" and rest not in KEPT):
+            raise UserError(
+                f"--{name} cannot be given beside init_from: model and tokeniser are those of {config.init_from}. "
+                f"Of the model may be set: {', '.join(KEPT)}"
+            )
 
 
 def open_source(name: str) -> Run | hf.Source:

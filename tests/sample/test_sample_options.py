@@ -7,7 +7,7 @@ from research.core.errors import UserError
 from research.model.config import ModelConfig
 from research.sample.engine import generate
 from research.sample.models import Loaded
-from research.sample.options import Sampling
+from research.sample.options import Sampling, sampling_of
 
 NAN, INF = float("nan"), float("inf")
 BAD = {
@@ -103,3 +103,9 @@ def test_an_option_that_does_not_exist_and_what_is_no_model_are_named(model):
         generate(model, "a", temprature=0)
     with pytest.raises(UserError, match="there is a dict where a model such as"):
         generate({}, "a")
+
+
+def test_options_may_be_written_as_python_has_them():
+    given = {"temperature": np.float32(0.5), "top_k": np.int64(3), "stop": "end", "json_schema": {"type": "integer"}}
+    written = Sampling(temperature=0.5, top_k=3, stop=("end",), json_schema='{"type": "integer"}')
+    assert sampling_of(given) == written

@@ -47,7 +47,7 @@ def config(text, folder, tmp_path):
 def test_a_run_starts_from_the_weights_model_and_tokeniser_of_a_folder(config, folder):
     begun = start.resolve(config)
     assert begun.config.model == dataclasses.replace(hf.read_config(folder), dropout=config.model.dropout)
-    assert (begun.config.row_tokens, begun.tokenizer) == (config.model.context, str(folder))
+    assert (begun.config.row_tokens, begun.config.tokenizer) == (config.model.context, str(folder))
     result = train.fit(
         dataclasses.replace(
             config, steps=1, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.0, weight_decay=0.0)
@@ -79,6 +79,29 @@ def test_what_is_no_model_or_has_no_tokeniser_is_refused_before_there_is_a_run(c
     with pytest.raises(UserError, match="holds no tokeniser; put its tokenizer.json beside"):
         train.fit(dataclasses.replace(config, init_from=str(bare)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokeniser_may_have_more_ids_than_its_model_if_the_text_has_none_of_them(config, tmp_path):
+    def starting(vocab_size):
+        model = dataclasses.replace(CONFIG, vocab_size=vocab_size)
+        folder = hf.save(P.init(transformer.specs(model), jax.random.key(1)), model, BYTE, tmp_path / str(vocab_size))
+        return dataclasses.replace(config, init_from=str(folder), steps=1)
+
+    with pytest.raises(UserError, match=r"vocab_size is 100, but the text has the id \d+, '.', of its tokeniser's 257"):
+        train.fit(starting(100))
+    assert not (tmp_path / "run").exists()
+    result = train.fit(starting(256))  # the separator of documents is the last id, and there is one document
+    assert load_run(result.run.path).model.vocab_size == 256
+
+
+def test_options_that_would_change_what_comes_with_the_weights_are_refused(config):
+    start.check_overrides(config, ["model.dtype", "model.context", "optimizer.learning-rate"])
+    for option in ("model.width", "model.no-tied", "tokenizer", "model.mlp-width"):
+        with pytest.raises(
+            UserError, match=f"--{option} cannot be given beside init_from: model and tokeniser are those of"
+        ):
+            start.check_overrides(config, ["steps", option])
+    start.check_overrides(dataclasses.replace(config, init_from=None), ["model.width", "tokenizer"])
 
 
 def test_rows_may_not_be_longer_than_learned_positions_reach(config):
@@ -166,6 +189,12 @@ def test_inspecting_a_preset_shows_what_it_would_be(capsys):
     assert "405,853,388,800 parameters in float32" in capsys.readouterr().out
     with pytest.raises(UserError, match="is a preset and has no weights to hash"):
         inspection.main(["gpt2", "--hash"])
+
+
+def test_a_misspelt_preset_is_met_with_the_nearest(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="llama3.1-405: there is no such folder.*the nearest preset is llama3.1-405b"):
+        inspection.main(["llama3.1-405"])
 
 
 def test_the_hash_of_a_folder_is_that_of_the_run_made_of_it(folder, tmp_path, capsys):
