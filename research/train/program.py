@@ -51,7 +51,7 @@ def check_vocabulary(model: ModelConfig, corpus: Corpus) -> None:
     largest = size - 1 if size <= model.V else max(int(part.tokens.max()) for part in (corpus.train, corpus.eval))
     if largest >= model.V:
         raise UserError(
-            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, of its tokeniser's {size}; "
+            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, of its tokeniser's {size} ids; "
             f"leave vocab_size out or make it {size}"
         )
 
