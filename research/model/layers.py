@@ -84,8 +84,9 @@ def joined(names: Sequence[str]) -> str:
 def _rows_product(x: jax.Array, w: Rows, inputs: int) -> tuple[jax.Array, ...]:
     lead = x.shape[: x.ndim - inputs]
     x_RI = x.reshape(-1, w.w_OI.shape[1])
-    R = len(x_RI)
-    if R == 1 or (R <= FEW_ROWS and jax.default_backend() == "cpu"):
+    if len(x_RI) == 1:  # as a product with a vector: compilers know that one as such
+        y = (w.w_OI @ x_RI[0])[None]
+    elif len(x_RI) <= FEW_ROWS and jax.default_backend() == "cpu":
         y = jax.lax.optimization_barrier(w.w_OI @ x_RI.T).T  # or XLA would turn the product around
     else:
         y = jax.lax.dot_general(x_RI, w.w_OI, (((1,), (1,)), ((), ())))
