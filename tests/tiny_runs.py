@@ -20,7 +20,7 @@ from research.train.optim import OptimizerConfig, ScheduleConfig
 
 MODEL = ModelConfig(context=8, width=16, layers=1, heads=2, dropout=0.1)
 ADAMW = OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig("constant", 2))
-RATES = ("time", "tokens_per_second", "mfu")  # what no two runs have in common
+RATES = ("time", "tokens_per_second", "mfu", "data_stall")  # what no two runs have in common
 
 
 def write_text(path: Path) -> Path:

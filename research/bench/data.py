@@ -27,8 +27,8 @@ READY = 8  # batches on the device beforehand, for the steps that are timed alon
 class Arguments:
     """What to measure."""
 
-    data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, tfds:NAME, or a path
-    text_field: str = "text"  # jsonl and tfds: the field that holds the text
+    data: str = "python_stdlib"  # a source of text, as in training
+    text_field: str | None = None  # of records: the field that holds the text; None: text
     tokenizer: str = "byte"  # byte, char, bpe:SIZE, or a tokenizer.json
     shape: str = "small"  # small, medium, gpt2, or LAYERSxWIDTHxHEADSxCONTEXTxBATCHxVOCABULARY; the vocabulary is the tokeniser's
     seconds: float = 6.0  # of timing, for each of the three

@@ -22,9 +22,9 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def decode_utf8(content: bytes, what: str) -> str:
-    """Returns `content` as text, newlines as they are. Raises UserError, naming `what` and the byte offset (from 0),
-    where it is not UTF-8 or holds a NUL byte, which no text does."""
+def decode_utf8(content: bytes, what: str, start: int = 0) -> str:
+    """Returns `content`, which begins at the byte offset `start` of `what`, as text, newlines as they are. Raises UserError, naming `what` and
+    the byte offset (from 0), where it is not UTF-8 or holds a NUL byte, which no text does."""
     guess = _BYTE_ORDER_MARKS.get(content[:2])
     hint = f" It looks like {guess}." if guess else ""
     nul = content.find(b"\0")
@@ -33,13 +33,13 @@ def decode_utf8(content: bytes, what: str) -> str:
     except UnicodeDecodeError as error:
         if not 0 <= nul < error.start:
             raise UserError(
-                f"{what} is not UTF-8 text: byte 0x{content[error.start]:02x} at byte offset {error.start} "
+                f"{what} is not UTF-8 text: byte 0x{content[error.start]:02x} at byte offset {start + error.start} "
                 f"({error.reason}).{hint} Convert it to UTF-8, or leave it out."
             ) from error
         text = ""
     if nul >= 0:
         raise UserError(
-            f"{what} is binary, not text: NUL byte at byte offset {nul}.{hint} Give UTF-8 text, or leave it out."
+            f"{what} is binary, not text: NUL byte at byte offset {start + nul}.{hint} Give UTF-8 text, or leave it out."
         )
     return text
 

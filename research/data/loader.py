@@ -16,6 +16,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.data.permutation import mix, permute
 from research.data.prefetch import prefetch
+from research.data.shards import Damaged, Ids
 
 __all__ = ["Batch", "Batches", "EvalBatches", "prefetch"]
 
@@ -35,6 +36,7 @@ class Batches:
     context: int
     seed: int
     part: tuple[int, int] = (0, 1)  # (index, count) of the processes that share a batch
+    damaged: str = "fatal"  # "skip": a row that lies in a damaged shard has weight 0
 
     def __post_init__(self):
         _check(self)
@@ -45,8 +47,8 @@ class Batches:
             )
 
     @cached_property
-    def _ids(self) -> np.ndarray:
-        return _as_array(self.stream)
+    def _ids(self) -> Ids:
+        return Ids.of(getattr(self.stream, "tokens", self.stream))
 
     @property
     def windows(self) -> int:
@@ -59,7 +61,7 @@ class Batches:
         return replace(self, part=(process_index, process_count))
 
     def __call__(self, step: int) -> Batch:
-        return _cut(self._ids, self.starts(step), self.context)
+        return _cut(self._ids, self.starts(step), self.context, self.damaged)
 
     def starts(self, step: int) -> np.ndarray:
         """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
@@ -88,6 +90,7 @@ class EvalBatches:
     context: int
     limit_batches: int | None = None
     part: tuple[int, int] = (0, 1)
+    damaged: str = "fatal"
 
     def __post_init__(self):
         _check(self)
@@ -99,8 +102,8 @@ class EvalBatches:
             )
 
     @cached_property
-    def _ids(self) -> np.ndarray:
-        return _as_array(self.stream)
+    def _ids(self) -> Ids:
+        return Ids.of(getattr(self.stream, "tokens", self.stream))
 
     @property
     def windows(self) -> int:
@@ -127,6 +130,7 @@ class EvalBatches:
             self._ids,
             (number * self.windows // chosen if chosen < self.windows else number) * self.context,
             self.context,
+            self.damaged,
         )
 
 
@@ -141,27 +145,37 @@ def _check(batches: Batches | EvalBatches) -> None:
         raise UserError(f"a batch of {batches.batch_size} rows cannot be split equally among {count} processes.")
 
 
-def _as_array(stream: Any) -> np.ndarray:
-    ids = np.asarray(getattr(stream, "tokens", stream))
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise ValueError(f"a stream of tokens is a 1-D array of integers, not {ids.dtype} of shape {ids.shape}")
-    return ids
-
-
 def _rows_of(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
     """(first row, number of rows) of a process."""
     index, count = part
     return index * batch_size // count, batch_size // count
 
 
-def _cut(ids: np.ndarray, starts: np.ndarray, context: int) -> Batch:
+def _cut(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
     """Windows of `context` tokens and their successors from each start; past the stream's end zeros of weight 0."""
     known = np.clip(len(ids) - 1 - starts, 0, context)
     if known.min() == context:
-        rows = np.lib.stride_tricks.sliding_window_view(ids, context + 1)[starts]
-        weights = np.ones((len(starts), context), np.float32)
+        try:
+            rows, weights = ids.windows(starts, context + 1), np.ones((len(starts), context), np.float32)
+        except Damaged:
+            if damaged != "skip":
+                raise
+            rows, weights = _what_is_whole(ids, starts, known, context)
     else:
-        at = starts[:, None] + np.arange(context + 1)
-        rows = np.where(at < len(ids), ids[np.minimum(at, len(ids) - 1)], 0)
-        weights = (np.arange(context) < known[:, None]).astype(np.float32)
-    return {"tokens": rows[:, :-1].astype(np.int32), "targets": rows[:, 1:].astype(np.int32), "weights": weights}
+        rows, weights = _what_is_whole(ids, starts, known, context, damaged)
+    return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": weights}
+
+
+def _what_is_whole(ids: Ids, starts, known, context: int, damaged: str = "skip") -> tuple[np.ndarray, np.ndarray]:
+    """Row by row: zeros of weight 0 past the stream's end and, if what is damaged is skipped, for a row that touches it."""
+    rows = np.zeros((len(starts), context + 1), np.int32)
+    weights = np.zeros((len(starts), context), np.float32)
+    for row, (start, length) in enumerate(zip(starts.tolist(), known.tolist(), strict=True)):
+        try:
+            found = ids.slice(start, min(start + length + 1, len(ids)))
+        except Damaged:
+            if damaged != "skip":
+                raise
+            continue
+        rows[row, : len(found)], weights[row, :length] = found, 1
+    return rows, weights

@@ -1,141 +1,211 @@
-"""Text by name: one line of specification gives documents to learn from and documents held out.
+"""Text by name: one line of specification gives the documents to train on, to validate with and to test.
 
-| specification               | documents                                                 | held out               |
-| --------------------------- | --------------------------------------------------------- | ---------------------- |
-| `python_stdlib`             | the `*.py` files of the standard library of this Python   | by hash of the path    |
-| `text:PATH` or a plain path | a file, every visible file below a folder, or a glob      | by hash of the path    |
-| `jsonl:PATH`                | a field of every line of JSON (a file, a folder, a glob)  | by hash of the text    |
-| `tfds:NAME[/CONFIG][:SPLIT]` | a feature of the records of a TensorFlow Datasets data set | its own, else by hash |
+| specification                | a document                                                   |
+| ---------------------------- | ------------------------------------------------------------ |
+| `python_stdlib`              | a `*.py` file of the standard library of this Python         |
+| `text:PATH` or a plain path  | a file, every visible file below a folder, or of a glob      |
+| any form of `tables/spec.py` | a field of a record: JSONL, CSV, TSV, Parquet, pairs, TFDS, ... |
 
-Held out by hash: a document whose identity hashes below `HELD_OUT_FRACTION`, so adding documents moves no other one,
-and equal records land on the same side. Held out by position: all text in order, the first `int(0.9 * n)` of its n
-characters to train on, the rest held out (the rule of nanoGPT's character-level recipes). A single file is split by
-position, and so is any source whose hashes put every document on one side.
+A source may come with parts of its own, named train, validation and test. What it lacks of them is held out of the rest by a hash: of a file's
+path, of a record's text (`tables/splits.py`), so adding documents moves no other one, and equal records land on the same side. Where that
+leaves nothing to train on or to validate with, as with a single file, the text is split by position: all of it in order, the first
+`int(0.9 * n)` of its n characters to train on, the rest to validate with (the rule of nanoGPT's character-level recipes).
 """
 
 import difflib
 import glob
 import hashlib
 import itertools
-import json
 import os
+import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from research.core.errors import UserError
-from research.data.files import decode_utf8, read_utf8
 
 HELD_OUT_FRACTION = 0.05
 TRAIN_FRACTION_BY_POSITION = 0.9
-_SPLIT_RULE = "1"  # part of every fingerprint: raise it when the rules above change
+UNIT = 32 << 20  # bytes of the files behind what is prepared at a time
+SPLITS = ("train", "validation", "test")
+_SPLIT_RULE = "2"  # part of every fingerprint: raise it when the rules above change
 
 # Folders of the standard library that are not the same on every machine: what users install, caches, and the test
 # suites, which many distributions and container images leave out. What remains is 11 to 12 MB, whatever the build of
 # Python.
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-
-FORMS = "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, tfds:NAME[/CONFIG][:SPLIT]"
-
-Records = Callable[[], Iterator[tuple[str, str]]]  # (identity, text) of every document, in a fixed order
+_FIELD = re.compile(r"\{([^{}]+)\}")
 
 
-@dataclass(frozen=True)
+class Unit(NamedTuple):
+    """Consecutive records of one of a source's tables, which are prepared together."""
+
+    part: str
+    start: int
+    stop: int
+
+
+class Row(NamedTuple):
+    """A text of a split: a document, or a part of one. `begins`, `ends`: a document begins with it, ends with it and others follow;
+    `record`: its number."""
+
+    split: str
+    text: str
+    record: int
+    begins: bool
+    ends: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
-    """Documents of text, read when asked for. `digest` gives (SHA-256 of the content, its size in bytes)."""
+    """Documents of text, read when asked for. `tables`: {"all": table}, or parts of the source's own (`tables/spec.py`). `text_field`: the field
+    that holds the text, or a text with fields in braces, such as `{question} {answer}`."""
 
     name: str
-    records: Records
-    digest: Callable[[], tuple[str, int]]
-    eval_records: Records | None = None  # where the source comes with a held-out part of its own
+    tables: Mapping[str, Any]
+    text_field: str = "text"
 
     def documents(self, split: str) -> Iterator[str]:
-        """Returns the documents of `split`, "train" or "eval", in a fixed order; none is empty.
+        """Returns the texts of `split` (train, validation or test) in a fixed order; none is empty, and a long document comes in parts.
 
         Raises UserError at the document that cannot be read, and where there is no text, or too little to hold any out.
         """
-        if split not in ("train", "eval"):
-            raise ValueError(f"split must be 'train' or 'eval', not {split!r}")
-        if self.eval_records is not None:
-            chosen = self.records if split == "train" else self.eval_records
-            return (text for _, text in chosen() if text)
-        if self._split_by_position:
-            return self._by_position(split)
-        return (text for identity, text in self.records() if text and _is_held_out(identity) == (split == "eval"))
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        _ = self._boundary  # there is text
+        return (row.text for unit in self.units for row in self.rows(unit) if row.split == split)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """All records, in pieces of about `UNIT` bytes."""
+        found = []
+        for part in (part for part in ("all", *SPLITS) if part in self.tables):
+            records, size = len(self.tables[part]), self._digests[part][1]
+            count = max(1, min(records, -(-size // UNIT)))
+            found += [Unit(part, i * records // count, (i + 1) * records // count) for i in range(count)]
+        return found
+
+    def rows(self, unit: Unit) -> Iterator[Row]:
+        """Returns the texts of a unit, empty ones left out."""
+        table = self.tables[unit.part]
+        for i in range(unit.start, unit.stop):
+            record = table.record(i)
+            text = self._text(record)
+            if text:
+                part, parts = record.get("part", 0), record.get("parts", 1)
+                sides = self._sides(unit.part, i, text)
+                for number, (split, piece) in enumerate(sides):
+                    ends = part + 1 == parts and i + 1 < len(table) and number + 1 == len(sides)
+                    yield Row(split, piece, i, part == 0 or number > 0, ends)
+
+    def _text(self, record: Mapping[str, Any]) -> str:
+        if "{" not in self.text_field:
+            return record[self.text_field]
+        return _FIELD.sub(lambda found: str(record[found[1]]), self.text_field)
+
+    def _sides(self, part: str, i: int, text: str) -> list[tuple[str, str]]:
+        """The splits that a record's text belongs to, each with what it has of it."""
+        from research.data.tables.splits import bucket
+
+        if part not in ("all", "train"):
+            return [(part, text)]
+        if self._boundary is None:
+            split = bucket(self.tables[part].identity(i))
+            return [("train" if split in self.tables else split, text)]
+        row, within = self._boundary
+        cut = len(text) if i < row else within if i == row else 0
+        return [(split, piece) for split, piece in (("train", text[:cut]), ("validation", text[cut:])) if piece]
+
+    @cached_property
+    def _boundary(self) -> tuple[int, int] | None:
+        """Where a source that is split by position is cut, (record, characters of it); None for one that is split by hash."""
+        from research.data.tables.splits import bucket
+
+        part = "all" if "all" in self.tables else "train"
+        table, sides = self.tables[part], set()
+        if "validation" in self.tables:
+            return None
+        for i in range(len(table)):
+            side = bucket(table.identity(i))
+            if side not in sides and self._text(table.record(i)):
+                sides.add(side)
+            if sides >= {"train", "validation"}:
+                return None
+        sizes = [len(self._text(table.record(i))) for i in range(len(table))]
+        left = boundary = int(TRAIN_FRACTION_BY_POSITION * sum(sizes))
+        if sum(sizes) == 0:
+            raise UserError(f"{self.name} holds no text. Give a source with at least a few thousand characters.")
+        if boundary == 0:
+            raise UserError(f"{self.name} holds {sum(sizes)} character(s): too few to hold some out for evaluation.")
+        for row, size in enumerate(sizes):
+            if left < size:
+                return row, left
+            left -= size
+        raise AssertionError("the boundary lies within the text")
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the content and the rule that splits it: equal fingerprints give equal documents."""
-        return hashlib.sha256(f"{_SPLIT_RULE} {self._digest[0]}".encode()).hexdigest()
+        content = " ".join(f"{part} {digest}" for part, (digest, _) in sorted(self._digests.items()))
+        return hashlib.sha256(f"{_SPLIT_RULE} {self.text_field} {content}".encode()).hexdigest()
 
     @property
     def size(self) -> int:
         """Bytes of the files behind the source: close to the UTF-8 bytes of its text, and cheap."""
-        return self._digest[1]
+        return sum(size for _, size in self._digests.values())
 
     @cached_property
-    def _digest(self) -> tuple[str, int]:
-        return self.digest()
-
-    @cached_property
-    def _split_by_position(self) -> bool:
-        sides = set()
-        for identity, text in self.records():
-            if text:
-                sides.add(_is_held_out(identity))
-            if len(sides) == 2:
-                return False
-        return True
-
-    def _by_position(self, split: str) -> Iterator[str]:
-        total = sum(len(text) for _, text in self.records())
-        if total == 0:
-            raise UserError(f"{self.name} holds no text. Give a source with at least a few thousand characters.")
-        boundary = int(TRAIN_FRACTION_BY_POSITION * total)
-        if boundary == 0:
-            raise UserError(f"{self.name} holds {total} character(s): too few to hold some out for evaluation.")
-        start = 0
-        for _, text in self.records():
-            cut = min(max(boundary - start, 0), len(text))
-            part = text[:cut] if split == "train" else text[cut:]
-            start += len(text)
-            if part:
-                yield part
+    def _digests(self) -> dict[str, tuple[str, int]]:
+        return {part: table.digest() for part, table in self.tables.items()}
 
 
-def resolve(spec: str, text_field: str = "text") -> Source:
-    """Returns the source that `spec` names (see the table above). `text_field` names the field or feature that holds
-    the text.
+def resolve(spec: str, text_field: str | None = None) -> Source:
+    """Returns the source that `spec` names (see the table above). `text_field` names the field that holds the text, or says how fields make it;
+    None: `text`, and of pairs both sides with a tab between them.
 
-    Raises UserError for an unknown form, a missing file or data set, and a pattern that matches nothing.
+    Raises UserError for an unknown form, a missing file or data set, a pattern that matches nothing, and a field that is not there.
     """
+    from research.data.tables import spec as forms
+
     kind, colon, rest = spec.partition(":")
     if spec == "python_stdlib":
-        return _python_stdlib()
-    if colon and kind in ("text", "jsonl", "tfds"):
+        return Source(spec, {"all": _python_stdlib()})
+    if colon and kind in (*forms.KINDS, "text"):
         if not rest:
             raise UserError(f"the data source {spec!r} names nothing after the colon. Known forms: {FORMS}")
-        if kind == "tfds":
-            from research.data.tfds_text import tfds_source  # here: tensorflow_datasets takes a second to import
-
-            return tfds_source(rest, text_field)
-        return _text(spec, rest) if kind == "text" else _jsonl(spec, rest, text_field)
+        return Source(spec, {"all": _text(spec, rest)}) if kind == "text" else _of_records(spec, kind, text_field)
     if spec and (
         os.path.lexists(os.path.expanduser(spec)) or (glob.has_magic(spec) and glob.glob(spec, recursive=True))
     ):
-        return _text(spec, spec)
-    near = difflib.get_close_matches(spec, ["python_stdlib", "text:", "jsonl:", "tfds:"], n=1)
+        return Source(spec, {"all": _text(spec, spec)})
+    near = difflib.get_close_matches(spec, ["python_stdlib", "text:", *(f"{kind}:" for kind in forms.KINDS)], n=1)
     advice = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(
         f"unknown data source {spec!r}: there is no such file and no such form.{advice} Known forms: {FORMS}"
     )
 
 
-def _is_held_out(identity: str) -> bool:
-    first = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()[:8]
-    return int.from_bytes(first, "big") < HELD_OUT_FRACTION * 2**64
+FORMS = (
+    "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:FOLDER, pairs:A,B, pairs:PATH, "
+    "tfds:NAME[/CONFIG][:SPLIT]"
+)
+
+
+def _of_records(spec: str, kind: str, text_field: str | None) -> Source:
+    from research.data.tables.spec import open_tables
+    from research.data.tables.table import require_field
+
+    field = text_field or ("{source}\t{target}" if kind == "pairs" else "text")
+    names = _FIELD.findall(field) if "{" in field else [field]
+    tables = open_tables(spec, text_field=None if "{" in field else field)
+    tables = {part: table for part, table in tables.items() if part in ("all", *SPLITS)}
+    for table in tables.values():
+        for name in names:
+            require_field(table, name, "--text-field")
+    return Source(spec, tables, field)
 
 
 def digest_files(files: Iterable[tuple[str, Path]]) -> tuple[str, int]:
@@ -183,77 +253,21 @@ def _find_files(spec: str, pattern: str) -> list[tuple[str, Path]]:
     return files
 
 
-def _text(spec: str, pattern: str) -> Source:
+def _text(spec: str, pattern: str) -> Any:
+    from research.data.tables.text import TextFiles
+
     files = _find_files(spec, pattern)
     if not any(os.path.getsize(path) for _, path in files):
         raise UserError(f"{pattern!r} is empty: {len(files)} file(s), 0 bytes (data source {spec!r}).")
-
-    def records() -> Iterator[tuple[str, str]]:
-        for identity, path in files:
-            yield identity, read_utf8(path)
-
-    return Source(spec, records, partial(digest_files, files))
+    return TextFiles(spec, files, partial(digest_files, files))
 
 
-def _python_stdlib() -> Source:
+def _python_stdlib() -> Any:
+    """Sources in other encodings, which a few builds ship, are empty."""
+    from research.data.tables.text import TextFiles
+
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [(name, path) for name, path in _files_below(root, _STDLIB_SKIPPED) if name.endswith(".py")]
     if not files:
         raise UserError(f"this Python has no readable standard library in {root}: give your own text with text:PATH.")
-
-    def records() -> Iterator[tuple[str, str]]:
-        for identity, path in files:
-            try:
-                yield identity, read_utf8(path)
-            except UserError:  # a few builds ship sources in other encodings
-                continue
-
-    return Source("python_stdlib", records, partial(digest_files, files))
-
-
-def _jsonl(spec: str, pattern: str, text_field: str) -> Source:
-    files = _find_files(spec, pattern)
-
-    def records() -> Iterator[tuple[str, str]]:
-        for _, path in files:
-            for number, line in enumerate(_lines(path), start=1):
-                if line.strip():
-                    text = _field_of_line(line, text_field, f"{path}, line {number}")
-                    yield text, text
-
-    def digest() -> tuple[str, int]:
-        content, size = digest_files(files)
-        return hashlib.sha256(f"jsonl {text_field} {content}".encode()).hexdigest(), size
-
-    return Source(spec, records, digest)
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with open(path, "rb") as file:
-            yield from file
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _field_of_line(line: bytes, field: str, where: str) -> str:
-    try:
-        record = json.loads(decode_utf8(line, where))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is not a JSON object with a field {field!r} but a {type(record).__name__}.")
-    if field not in record:
-        raise UserError(
-            f"{where} has no field {field!r}; it has {sorted(record)}. Name the field of the text by --text-field."
-        )
-    text = record[field]
-    if not isinstance(text, str):
-        raise UserError(f"{where}: field {field!r} is not text but {type(text).__name__}.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: field {field!r} holds half of a surrogate pair at character {error.start}."
-        ) from error
-    return text
+    return TextFiles("python_stdlib", files, partial(digest_files, files), lenient=True)

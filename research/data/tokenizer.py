@@ -30,7 +30,7 @@ from research.data.encoding import (
 )
 from research.data.files import read_bytes, read_utf8
 from research.data.pretrained import LARGEST_FILE, Settings, disclose
-from research.data.sources import Source
+from research.data.sources import SPLITS, Source
 
 __all__ = ["FORMS", "StreamDecoder", "Tokenizer", "build", "load", "load_optional", "parse"]
 
@@ -152,7 +152,7 @@ def _of_file(path: Path, settings: Settings) -> Tokenizer:
 
 def _characters(source: Source) -> set[str]:
     characters = set[str]()
-    for split in ("train", "eval"):
+    for split in SPLITS:
         for text in source.documents(split):
             characters.update(text)
     return characters

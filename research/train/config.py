@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -19,8 +19,8 @@ from research.train.trackers import TrackerName
 class Config:
     """One experiment. Lengths in optimiser steps, rows or tokens; None turns a thing off unless its comment says otherwise."""
 
-    data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, tfds:NAME, or a path
-    text_field: str = "text"  # jsonl and tfds: the field that holds the text
+    data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, csv:PATH, pairs:A,B, tfds:NAME, ..., or a path (docs/data.md)
+    text_field: str | None = None  # of records: the field that holds the text, or a text with fields in braces; None: text
     tokenizer: str | None = (
         None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
     )
@@ -51,7 +51,8 @@ class Config:
     target_loss: float | None = None  # held-out loss in nats per token
     patience: int | None = None  # evaluations in a row without improvement
     max_skipped: int = 10  # non-finite steps in a row
-    prefetch: int = 2
+    prefetch: int = 2  # batches that are ready ahead of the step
+    damaged: Literal["fatal", "skip"] = "fatal"  # what a row in a damaged shard is: the end of the run, or of weight 0
     trackers: tuple[TrackerName, ...] = ()
     run_dir: str | None = None  # None: runs/NAME
 
@@ -102,7 +103,7 @@ class Config:
 # What may differ between a run and its resumption. Everything else is its identity and must agree.
 FREE = {
     "mesh", "steps", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every",
-    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "trackers", "run_dir",
+    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "damaged", "trackers", "run_dir",
     "model.attention", "model.unroll", "model.remat", "task.head_tile",
 }  # fmt: skip
 

@@ -80,6 +80,7 @@ class Loop:
         self.written |= {(step, "sample") for step, _ in read_samples(run.path)}
         self.started, self.seconds_before = time.perf_counter(), self.progress.seconds
         self.logged = (self.started, self.step)
+        self.stalled = 0.0  # seconds since then that the step waited for its batch
         self.skipped_in_a_row = 0
 
     def seconds(self) -> float:
@@ -96,7 +97,10 @@ class Loop:
         with contextlib.closing(batches), tracing(profile, self.run, lambda: self.step) as trace:
             while stop is None:
                 trace()
-                self.state, metrics = self.program.step(self.state, next(batches), self.program.hypers)
+                asked = time.perf_counter()
+                batch = next(batches)
+                self.stalled += time.perf_counter() - asked
+                self.state, metrics = self.program.step(self.state, batch, self.program.hypers)
                 self.step += 1
                 self.progress.tokens += config.step_tokens
                 self.pending.append((self.step, metrics))
@@ -176,8 +180,10 @@ class Loop:
             "learning_rate": metrics["learning_rate"], "update_ratio": metrics["update_ratio"], "skipped": int(metrics["skipped"]),
             "tokens": step * self.config.step_tokens, "time": self.seconds(), "tokens_per_second": rate,
             "mfu": rate * self.program.flops_per_token / self.program.peak_flops,
+            "data_stall": self.stalled / max(now - then, 1e-9),
             **{name: value for name, value in metrics.items() if name not in METRICS},
         }  # fmt: skip
+        self.stalled = 0.0
         self.run.write_metrics(record)
         self.console.progress(step, record, (self.config.steps - step) * (now - then) / max(step - step_then, 1))
 

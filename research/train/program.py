@@ -48,7 +48,7 @@ def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
 def check_vocabulary(model: ModelConfig, corpus: Corpus) -> None:
     """Raises UserError for a corpus with ids that the model lacks. A tokeniser may have more ids than its model, as Gemma 3's has."""
     size = corpus.tokenizer.vocab_size
-    largest = size - 1 if size <= model.V else max(int(part.tokens.max()) for part in (corpus.train, corpus.eval))
+    largest = size - 1 if size <= model.V else max(int(np.max(part.tokens)) for part in (corpus.train, corpus.eval))
     if largest >= model.V:
         raise UserError(
             f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, of its tokeniser's {size} ids; "
@@ -89,7 +89,7 @@ class Program:
     def batches(self) -> Batches | infill.Blanked:
         """This process's rows of every training batch."""
         config = self.config
-        whole = Batches(self.corpus.train, config.batch_size, config.row_tokens, config.seed)
+        whole = Batches(self.corpus.train, config.batch_size, config.row_tokens, config.seed, damaged=config.damaged)
         return self._posed(whole, config.seed).rows(jax.process_index(), jax.process_count())
 
     def _posed(self, text: Any, seed: int) -> Any:
@@ -104,7 +104,7 @@ class Program:
         windows = EvalBatches(self.corpus.eval, 1, context).windows
         rows = min(max(1, EVAL_TOKENS // context), windows)
         rows = math.ceil(rows / shards) * shards
-        text = EvalBatches(self.corpus.eval, rows, context, limit_batches=self.config.eval_batches)
+        text = EvalBatches(self.corpus.eval, rows, context, limit_batches=self.config.eval_batches, damaged=self.config.damaged)
         return self._posed(text, seed=0)
 
     @functools.cached_property

@@ -21,6 +21,7 @@ SMALL = [  # split and key of the records, title, whether the axis may be logari
     ("train", "update_ratio", "Update ÷ weight", True),
     ("train", "tokens_per_second", "Tokens per second", False),
     ("train", "mfu", "Model FLOPs utilisation", False),
+    ("train", "data_stall", "Share of the time that steps wait for data", False),
     ("train", "balance", "Load of the experts (even: the choices of a token)", False),
     ("train", "router_z", "Router z-loss", True),
 ]

@@ -5,17 +5,22 @@ import os
 import sysconfig
 from pathlib import Path
 
+import in_memory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
 from research.data.files import decode_utf8, write_atomically
-from research.data.sources import HELD_OUT_FRACTION, Source, resolve
+from research.data.sources import HELD_OUT_FRACTION, SPLITS, Source, resolve
 
 
 def both(source: Source) -> tuple[list[str], list[str]]:
-    return list(source.documents("train")), list(source.documents("eval"))
+    return list(source.documents("train")), list(source.documents("validation"))
+
+
+def every(source: Source) -> list[str]:
+    return [text for split in SPLITS for text in source.documents(split)]
 
 
 def folder_of(tmp_path: Path, count: int) -> Path:
@@ -32,8 +37,8 @@ def jsonl_of(tmp_path: Path, *lines: object) -> str:
     return f"jsonl:{path}"
 
 
-def in_memory(*texts: str) -> Source:
-    return Source("memory", lambda: iter([("same", text) for text in texts]), lambda: ("", 0))
+def in_one_file(*texts: str) -> Source:
+    return in_memory.source(*texts, identities=("same",) * len(texts))
 
 
 def test_one_file_is_split_by_position_as_nanogpt_does(tmp_path):
@@ -46,7 +51,7 @@ def test_one_file_is_split_by_position_as_nanogpt_does(tmp_path):
 
 @given(st.lists(st.text(max_size=20), max_size=10).filter(lambda texts: len("".join(texts)) >= 2))
 def test_position_cuts_the_joined_text_at_nine_tenths(texts):
-    train, held_out = both(in_memory(*texts))
+    train, held_out = both(in_one_file(*texts))
     whole = "".join(texts)
     assert ("".join(train), "".join(held_out)) == (whole[: int(0.9 * len(whole))], whole[int(0.9 * len(whole)) :])
     assert all(train)
@@ -67,7 +72,7 @@ def test_folder_is_read_below_sorted_and_without_hidden_files(tmp_path):
 def test_folder_holds_out_by_path_wherever_it_lies(tmp_path):
     folder = folder_of(tmp_path, 400)
     train, held_out = both(resolve(f"text:{folder}"))
-    assert sorted(train + held_out) == sorted(f"document {number}\n" for number in range(400))
+    assert sorted(every(resolve(f"text:{folder}"))) == sorted(f"document {number}\n" for number in range(400))
     assert 0.4 * HELD_OUT_FRACTION < len(held_out) / 400 < 2 * HELD_OUT_FRACTION
     moved = folder.rename(tmp_path / "elsewhere")
     assert both(resolve(str(moved))) == (train, held_out)
@@ -114,8 +119,9 @@ def test_jsonl_reads_the_field_and_keeps_equal_records_together(tmp_path):
     records = [{"id": 1, "story": text} for text in texts]
     spec = jsonl_of(tmp_path, *records, "", *records, {"story": ""})
     train, held_out = both(resolve(spec, "story"))
-    assert sorted(train + held_out) == sorted([*texts, *texts])
-    assert not set(train) & set(held_out)
+    test = list(resolve(spec, "story").documents("test"))
+    assert sorted([*train, *held_out, *test]) == sorted([*texts, *texts])
+    assert not set(train) & set(held_out) and not set(test) & set(train + held_out) and test
     assert held_out
     assert resolve(spec, "story").fingerprint != resolve(spec, "id").fingerprint
 
@@ -174,7 +180,7 @@ def test_decoding_is_exact(text):
     ("spec", "message"),
     [
         ("text:{0}/missing.txt", "no file or folder"),
-        ("{0}/missing.txt", "no such file and no such form.*python_stdlib, text:PATH.*jsonl:PATH, tfds:NAME"),
+        ("{0}/missing.txt", "no such file and no such form.*python_stdlib, text:PATH.*jsonl:PATH.*tfds:NAME"),
         ("text:{0}/*.nothing", "matches no file"),
         ("text:{0}/hollow", "matches no file"),
         ("text:{0}/empty.txt", "is empty"),
@@ -199,7 +205,7 @@ def test_what_is_not_there_is_said_at_once(tmp_path, spec, message):
 @pytest.mark.parametrize("text", ["", "x"])
 def test_too_little_to_hold_some_out(text):
     with pytest.raises(UserError, match=r"holds no text|too few to hold some out"):
-        both(in_memory(text))
+        both(in_one_file(text))
 
 
 def test_empty_records_only(tmp_path):
@@ -233,9 +239,9 @@ def test_python_stdlib_leaves_out_what_users_install_and_what_cannot_be_read(tmp
     assert resolve("python_stdlib").fingerprint == before
 
 
-def test_split_is_one_of_two():
-    with pytest.raises(ValueError, match="'train' or 'eval'"):
-        in_memory("abc").documents("test")
+def test_split_is_one_of_three():
+    with pytest.raises(ValueError, match="one of train, validation, test"):
+        in_one_file("abc").documents("dev")
 
 
 def test_write_atomically_replaces_whole_or_leaves_alone(tmp_path, monkeypatch):

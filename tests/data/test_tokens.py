@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_memory
 import numpy as np
 import pytest
 import tokenizers as library
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from research.core.errors import UserError
 from research.data import tokens
-from research.data.sources import Source, resolve
+from research.data.sources import SPLITS, Row, resolve
 from research.data.tokenizer import build
 from research.data.tokens import dtype_for, prepare
 
@@ -51,7 +52,7 @@ def test_one_file_gives_its_text_in_two_parts(text, cache, spec, dtype):
     corpus = prepare(text, spec, cache_dir=cache)
     boundary = int(0.9 * len(TEXT))
     assert corpus.train.tokens.dtype == corpus.eval.tokens.dtype == dtype
-    assert isinstance(corpus.train.tokens, np.memmap)
+    assert all(isinstance(array.base, np.memmap) for array in corpus.train.tokens.arrays)
     assert corpus.tokenizer.decode(corpus.train.tokens) == TEXT[:boundary]
     assert corpus.tokenizer.decode(corpus.eval.tokens) == TEXT[boundary:]
     assert corpus.train.bytes == len(TEXT[:boundary].encode())
@@ -64,24 +65,25 @@ def test_one_file_gives_its_text_in_two_parts(text, cache, spec, dtype):
 def test_characters_are_numbered_as_nanogpt_does(text, cache):
     corpus = prepare(text, "char", cache_dir=cache)
     rank = {character: number for number, character in enumerate(sorted(set(TEXT)))}
-    assert corpus.train.tokens.tolist() == [rank[character] for character in TEXT[: int(0.9 * len(TEXT))]]
+    assert np.asarray(corpus.train.tokens).tolist() == [rank[character] for character in TEXT[: int(0.9 * len(TEXT))]]
 
 
 @pytest.mark.parametrize(("spec", "separated"), [("byte", True), ("bpe:280", True), ("char", False)])
 def test_documents_are_separated_where_the_tokeniser_can(tmp_path, cache, spec, separated):
     data, texts = folder_of_texts(tmp_path)
     corpus = prepare(data, spec, cache_dir=cache)
-    source = resolve(data)
-    for split, stream in (("train", corpus.train), ("eval", corpus.eval)):
-        documents = list(source.documents(split))
-        if separated:
-            places = np.flatnonzero(stream.tokens == corpus.tokenizer.eot)
-            parts = np.split(stream.tokens, places)
-            assert [corpus.tokenizer.decode(part) for part in parts] == documents
-        else:
-            assert corpus.tokenizer.decode(stream.tokens) == "".join(documents)
-        assert stream.bytes == sum(len(document.encode()) for document in documents)
-    assert len(texts) == sum(1 for split in ("train", "eval") for _ in source.documents(split))
+    source, records = resolve(data), []
+    for split, stream in zip(SPLITS, (corpus.train, corpus.eval, corpus.test), strict=True):
+        ids = np.asarray(stream.tokens)
+        parts = np.split(ids, stream.begins[1:])
+        assert [corpus.tokenizer.decode(part) for part in parts] == list(source.documents(split))
+        assert [texts[record] for record in stream.records] == list(source.documents(split))
+        assert stream.bytes == sum(len(document.encode()) for document in source.documents(split))
+        for part, record in zip(parts, stream.records, strict=True):
+            ends = [corpus.tokenizer.eot] if separated and record != len(texts) - 1 else []
+            assert part[len(part) - len(ends) :].tolist() == ends and (part == corpus.tokenizer.eot).sum() == len(ends)
+        records += stream.records.tolist()
+    assert sorted(records) == list(range(len(texts)))
 
 
 @given(
@@ -90,26 +92,27 @@ def test_documents_are_separated_where_the_tokeniser_can(tmp_path, cache, spec, 
     st.sampled_from(["byte", "char", "bpe:270"]),
 )
 def test_batches_and_pieces_do_not_show(shared, documents, size, spec):
-    everything = Source("all", lambda: iter([("", "ab \n☃" * 9)]), lambda: ("all", 0))
-    tokenizer = build(spec, everything, cache_dir=shared)
-    path = shared / "stream.bin"
-    with pytest.MonkeyPatch.context() as patch, open(path, "wb") as file:
+    tokenizer = build(spec, in_memory.source("ab \n☃" * 9), cache_dir=shared)
+    rows, added = [Row("train", text, i, True, i + 1 < len(documents)) for i, text in enumerate(documents)], []
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_BATCH_CHARACTERS", size)
         patch.setattr("research.data.encoding._PIECE", size)
         patch.setattr("research.data.bpe._PIECE", size)
-        added = sum(tokens._tokenise(iter(documents), tokenizer, np.dtype(np.uint16), file))
-    expected = []
+        piece = tokens.tokenised(rows, tokenizer, np.dtype(np.uint16), added.append)["train"]
+    expected, begins = [], []
     for number, document in enumerate(documents):
         expected += [tokenizer.eot] if number and tokenizer.eot is not None else []
+        begins.append(len(expected))
         expected += tokenizer.encode(document).tolist()
-    assert np.fromfile(path, np.uint16).tolist() == expected
-    assert added == sum(len(document.encode()) for document in documents)
+    assert piece.ids.tolist() == expected and piece.begins.tolist() == begins
+    assert piece.records.tolist() == list(range(len(documents)))
+    assert sum(added) == piece.size == sum(len(document.encode()) for document in documents)
 
 
 def test_found_again_and_made_anew_for_other_content_or_tokeniser(text, cache, tmp_path, monkeypatch):
     assert prepare(text, "byte", cache_dir=cache).cached is False
     assert prepare(text, "char", cache_dir=cache).cached is False
-    monkeypatch.setattr(tokens, "_write", None)  # nothing may be written now
+    monkeypatch.setattr(tokens, "tokenised", None)  # nothing may be written now
     again = prepare(text, "byte", cache_dir=cache)
     assert again.cached is True
     assert again.tokenizer.decode(again.train.tokens) == TEXT[: int(0.9 * len(TEXT))]
@@ -119,10 +122,10 @@ def test_found_again_and_made_anew_for_other_content_or_tokeniser(text, cache, t
     assert len(list(cache.glob("tokens/*"))) == 3
 
 
-@pytest.mark.parametrize("name", ["train.bin", "eval.bin", "meta.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "validation-00000.documents", "unit-00000.json", "manifest.json"])
 def test_damage_is_found_and_repaired(text, cache, name):
     before = prepare(text, "byte", cache_dir=cache)
-    expected = np.array(before.train.tokens)
+    expected = np.array(np.asarray(before.train.tokens))
     [path] = cache.glob(f"tokens/*/{name}")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -130,7 +133,7 @@ def test_damage_is_found_and_repaired(text, cache, name):
     path.write_bytes(content)
     after = prepare(text, "byte", cache_dir=cache)
     assert after.cached is False
-    assert np.array_equal(after.train.tokens, expected)
+    assert np.array_equal(np.asarray(after.train.tokens), expected)
     assert prepare(text, "byte", cache_dir=cache).cached is True
 
 
@@ -139,7 +142,7 @@ def test_two_processes_at_once_both_succeed(tmp_path, cache):
     script = (
         "import sys; from research.data.tokens import prepare; sys.stdin.readline();"
         f"c = prepare({data!r}, 'bpe:300', cache_dir={str(cache)!r});"
-        "print(c.train.tokens.sum(), len(c.eval), c.tokenizer_fingerprint)"
+        "print(c.train.tokens.slice(0, len(c.train)).sum(), len(c.eval), c.tokenizer_fingerprint)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", "-c", script]
@@ -196,7 +199,7 @@ def test_another_tokenizer_file(text, cache, tmp_path):
     words.save(str(tmp_path / "tokenizer.json"))
     corpus = prepare(text, str(tmp_path), cache_dir=cache)
     train = resolve(text).documents("train")
-    assert corpus.train.tokens.tolist() == words.encode(next(train)).ids
+    assert np.asarray(corpus.train.tokens).tolist() == words.encode(next(train)).ids
     assert corpus.train.tokens.dtype == np.uint8
 
 

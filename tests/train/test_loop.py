@@ -23,6 +23,7 @@ from research.train.optim import OptimizerConfig, ScheduleConfig
 pytestmark = pytest.mark.usefixtures("quick")
 TRAIN_FIELDS = {
     "step", "split", "time", "loss", "grad_norm", "learning_rate", "update_ratio", "skipped", "tokens", "tokens_per_second", "mfu",
+    "data_stall",
 }  # fmt: skip
 SUMMARY = {
     "steps",

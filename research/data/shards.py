@@ -1,0 +1,344 @@
+"""Token shards: a prepared corpus on disk, made unit by unit, so that work which was cut off goes on where it stood.
+
+A unit leaves, for every split of which it has tokens, `SPLIT-00003.bin` (ids in the smallest unsigned type that holds the vocabulary) and
+`SPLIT-00003.documents` (for every document where it begins in that file and the number of its record, uint64), and at last `unit-00003.json`,
+which lists them with a checksum of every `BLOCK` bytes. A unit that is listed is not made again. When all are there, the folder takes its
+final name, so what has that name is whole. The bytes are the same however often the work was cut off, and whoever does it.
+
+Reading looks at a block's checksum when its bytes are first asked for: damage is named by file and offset.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from research.core.errors import UserError
+from research.data.files import write_atomically
+
+BLOCK = 1 << 20  # bytes under one checksum
+MANIFEST = "manifest.json"
+UNFINISHED = ".part-"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a unit has of one split. `ids` [n]; `begins` and `records`, int64 [documents]: where each document begins among them, and the number
+    of its record; `size`: UTF-8 bytes of the text that the ids stand for."""
+
+    ids: np.ndarray
+    begins: np.ndarray
+    records: np.ndarray
+    size: int
+
+
+Make = Callable[[int], tuple[Mapping[str, Piece], Mapping[str, int]]]
+"""A unit's pieces by split, and numbers to be added up over all units, by name."""
+
+
+def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], check: Callable[[dict], None]) -> bool:
+    """Makes sure that the corpus `folder` is there; returns whether it already was.
+
+    `about` stands in the manifest beside the totals, which `check` sees before the corpus takes its name. Processes may prepare the same corpus at
+    once: all but one wait. What `make` and `check` raise passes through, and nothing is left. Raises UserError where the folder cannot be
+    written or the disk is full; what was done by then stays for the next try.
+    """
+    if (folder / MANIFEST).is_file():
+        return True
+    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.with_name(f"{UNFINISHED}{folder.name}.lock")):
+            if (folder / MANIFEST).is_file():
+                return True
+            unfinished.mkdir(exist_ok=True)
+            with _nothing_left(unfinished):
+                totals = _summed([_unit(unfinished, unit, make) for unit in range(units)])
+                check(totals)
+            _write(unfinished / MANIFEST, _sealed({**about, **totals}))
+            _remove_strangers(unfinished)
+            shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is none
+            os.replace(unfinished, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache folder {folder.parent}: {error.strerror or error}. "
+            "Free some space, or name a folder that can be written in the environment variable RESEARCH_CACHE."
+        ) from error
+    return False
+
+
+@contextlib.contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Removes the folder when the block raises what no other try would mend."""
+    try:
+        yield
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises OSError."""
+    try:
+        write_atomically(path, content)
+    except UserError as error:
+        raise error.__cause__ or error from None
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process is in this block."""
+    with open(lock, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _unit(folder: Path, unit: int, make: Make) -> dict[str, Any]:
+    """The listing of a unit, which is made if it is not there whole."""
+    listing = _listing(folder, unit)
+    if listing is not None and _agrees(folder, listing, thorough=True):
+        return listing
+    pieces, counts = make(unit)
+    files = []
+    for split, piece in sorted(pieces.items()):
+        table = np.stack([piece.begins, piece.records], axis=1).astype("<u8")
+        for suffix, content in (("bin", piece.ids.tobytes()), ("documents", table.tobytes())):
+            name = f"{split}-{unit:05d}.{suffix}"
+            _write(folder / name, content)
+            files.append({"file": name, "bytes": len(content), "sums": _sums(content)})
+    splits = {
+        split: {"tokens": len(piece.ids), "documents": len(piece.begins), "bytes": piece.size}
+        for split, piece in pieces.items()
+    }
+    listing = {"splits": splits, "counts": dict(counts), "files": files}
+    _write(folder / f"unit-{unit:05d}.json", _sealed(listing))
+    return listing
+
+
+def _sealed(value: Mapping[str, Any]) -> bytes:
+    """JSON with a checksum of itself."""
+    seal = zlib.crc32(json.dumps(value, sort_keys=True).encode("utf-8"))
+    return json.dumps({**value, "seal": seal}, indent=1, sort_keys=True).encode("utf-8")
+
+
+def _unsealed(path: Path) -> dict[str, Any] | None:
+    """What `_sealed` wrote; None where it is not there or is not what was written."""
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict) and value.pop("seal", None) == zlib.crc32(
+            json.dumps(value, sort_keys=True).encode("utf-8")
+        ):
+            return value
+    return None
+
+
+def _listing(folder: Path, unit: int) -> dict[str, Any] | None:
+    return _unsealed(folder / f"unit-{unit:05d}.json")
+
+
+def _agrees(folder: Path, listing: Mapping[str, Any], thorough: bool) -> bool:
+    """Whether the files of a listing have their sizes, and if `thorough` their checksums."""
+    try:
+        for one in listing["files"]:
+            path = folder / one["file"]
+            if path.stat().st_size != one["bytes"] or (thorough and _sums(path.read_bytes()) != one["sums"]):
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _sums(content: bytes) -> list[int]:
+    """CRC-32 of every block."""
+    return [zlib.crc32(content[start : start + BLOCK]) for start in range(0, len(content), BLOCK)]
+
+
+def _summed(listings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Totals of all units: `units`, `splits` and `counts`."""
+    names = ("tokens", "documents", "bytes")
+    splits = {
+        split: {name: sum(one["splits"].get(split, {}).get(name, 0) for one in listings) for name in names}
+        for split in SPLITS
+    }
+    counts: dict[str, int] = {}
+    for listing in listings:
+        for name, number in listing["counts"].items():
+            counts[name] = counts.get(name, 0) + number
+    return {"units": len(listings), "splits": splits, "counts": counts}
+
+
+def _remove_strangers(folder: Path) -> None:
+    """Deletes what killed processes left half-written."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            path.unlink()
+
+
+def manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a corpus; None where there is none or it is not what was written."""
+    return _unsealed(folder / MANIFEST)
+
+
+def is_intact(folder: Path, thorough: bool) -> bool:
+    """Whether every file of a corpus is there with its size, and if `thorough`, which reads all of it, as it was written."""
+    found = manifest(folder)
+    listings = [] if found is None else [_listing(folder, unit) for unit in range(found["units"])]
+    return found is not None and all(one is not None and _agrees(folder, one, thorough) for one in listings)
+
+
+def discard(folder: Path) -> None:
+    """Removes a corpus, its manifest first."""
+    with contextlib.suppress(OSError):
+        (folder / MANIFEST).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Ids:
+    """The ids of a split as one sequence over its shards. What is asked for is read, and no more."""
+
+    arrays: tuple[np.ndarray, ...] = field(repr=False)
+    checks: tuple["Checks | None", ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, array: Any) -> "Ids":
+        """Those of an array in memory, [n]. Raises ValueError for what is no 1-D array of integers."""
+        if isinstance(array, cls):
+            return array
+        ids = np.asarray(array)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError(f"a stream of tokens is a 1-D array of integers, not {ids.dtype} of shape {ids.shape}")
+        return cls((ids,), (None,))
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """Where each shard begins, and the end: int64 [shards + 1]."""
+        return np.cumsum([0, *(len(array) for array in self.arrays)])
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.arrays[0].dtype
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        whole = self.slice(0, len(self))
+        return whole if dtype is None else whole.astype(dtype)
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """The ids from `start` to below `stop`. Raises Damaged, naming file and offset, where they are not what was written."""
+        parts, at = [np.empty(0, self.dtype)], start
+        while at < stop:
+            shard = int(np.searchsorted(self.bounds, at, side="right")) - 1
+            begin, array = at - int(self.bounds[shard]), self.arrays[shard]
+            end = min(begin + stop - at, len(array))
+            self._see(shard, np.array([begin]), end - begin)
+            parts.append(array[begin:end])
+            at += end - begin
+        return parts[1] if len(parts) == 2 else np.concatenate(parts)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """`length` ids from each start, int64 [B]: int32 (B, length). Raises Damaged like `slice`."""
+        shards = np.searchsorted(self.bounds, starts, side="right") - 1
+        begins = starts - self.bounds[shards]
+        inside = starts + length <= self.bounds[shards + 1]
+        out = np.empty((len(starts), length), np.int32)
+        for shard in np.unique(shards[inside]):
+            rows = np.flatnonzero(inside & (shards == shard))
+            self._see(shard, begins[rows], length)
+            out[rows] = sliding_window_view(self.arrays[shard], length)[begins[rows]]
+        for row in np.flatnonzero(~inside):
+            out[row] = self.slice(int(starts[row]), int(starts[row]) + length)
+        return out
+
+    def _see(self, shard: int, begins: np.ndarray, length: int) -> None:
+        checks = self.checks[shard]
+        if checks is not None:
+            checks.see(begins * self.dtype.itemsize, length * self.dtype.itemsize)
+
+
+@dataclass(frozen=True, eq=False)
+class Checks:
+    """The checksums of a file's blocks, each looked at when its bytes are first asked for."""
+
+    path: Path
+    content: np.ndarray = field(repr=False)  # the file's bytes
+    sums: np.ndarray = field(repr=False)  # uint32, one a block
+    seen: np.ndarray = field(repr=False)  # bool, one a block
+
+    def see(self, begins: np.ndarray, size: int) -> None:
+        """Raises Damaged if a byte of the `size` from any of `begins` is in a block that is not as it was written."""
+        first, last = begins // BLOCK, np.maximum(begins, begins + size - 1) // BLOCK
+        for a, b in zip(first, last, strict=True):
+            for block in range(a, b + 1):
+                if not self.seen[block]:
+                    self._look(block)
+
+    def _look(self, block: int) -> None:
+        if zlib.crc32(self.content[block * BLOCK : (block + 1) * BLOCK].tobytes()) != self.sums[block]:
+            raise Damaged(
+                f"{self.path} is damaged between the byte offsets {block * BLOCK} and {(block + 1) * BLOCK}. "
+                f"Remove {self.path.parent}, and the data is prepared again; or go on without what is damaged: --damaged skip"
+            )
+        self.seen[block] = True
+
+
+class Damaged(UserError):
+    """A shard whose content is not what was written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A split as it lies on disk. `begins`: where each document begins among the ids; `records`: the number of its record; int64 [documents]."""
+
+    ids: Ids
+    begins: np.ndarray = field(repr=False)
+    records: np.ndarray = field(repr=False)
+    size: int  # UTF-8 bytes of the text
+
+
+def read(folder: Path, split: str, dtype: np.dtype) -> Stored:
+    """A split of a corpus that is intact, its ids memory-mapped; empty where it has none. Raises Damaged for a file that is not there."""
+    arrays, checks, begins, records, before, size = [], [], [], [], 0, 0
+    for unit in range((manifest(folder) or {"units": 0})["units"]):
+        listing = _listing(folder, unit) or {"splits": {}}
+        if split not in listing["splits"]:
+            continue
+        path, described = folder / f"{split}-{unit:05d}.bin", listing["splits"][split]
+        sums = next(np.array(one["sums"], np.uint32) for one in listing["files"] if one["file"] == path.name)
+        content = _mapped(path)
+        table = _mapped(path.with_suffix(".documents")).view("<u8").reshape(-1, 2).astype(np.int64)
+        arrays.append(content.view(dtype))
+        checks.append(Checks(path, content, sums, np.zeros(len(sums), bool)))
+        begins.append(table[:, 0] + before)
+        records.append(table[:, 1])
+        before += described["tokens"]
+        size += described["bytes"]
+    none = np.empty(0, np.int64)
+    ids = Ids(tuple(arrays), tuple(checks)) if arrays else Ids.of(np.empty(0, dtype))
+    return Stored(ids, np.concatenate([none, *begins]), np.concatenate([none, *records]), size)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    except OSError as error:
+        raise Damaged(
+            f"cannot read {path}: {error.strerror or error}. Remove {path.parent}, and the data is prepared again."
+        ) from error
