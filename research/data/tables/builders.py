@@ -38,6 +38,9 @@ class _Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(_VERSION)
     RELEASE_NOTES: ClassVar[dict[str, str]] = {_VERSION: f"As Python {_VERSION} has it."}
     NAME_FIELD = ""
+    # Where TFDS looks for checksums of downloads, of which there are none here; version 4.9.10 finds the path of a
+    # builder in a package only with importlib_resources, which it does not ask for.
+    code_path = None
 
     def __init__(self, *, file_format: Any = "array_record", **arguments: Any):
         super().__init__(file_format=file_format or "array_record", **arguments)
@@ -87,9 +90,10 @@ def prepare(builder: Any) -> None:
     """Writes the data set of one of these builders where it belongs, if it is not there. Raises UserError where the
     folder cannot be written."""
     try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
             warnings.simplefilter("ignore")
-            builder.download_and_prepare()
+            with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+                builder.download_and_prepare()
     except OSError as error:
         raise UserError(
             f"cannot write the data set {builder.name} to {builder.data_dir}: {error.strerror or error}. "

@@ -98,7 +98,8 @@ def _builder(spec: str, name: str, rest: str) -> Any:
 
     data_dir = os.environ.get("TFDS_DATA_DIR") or None
     where = data_dir or "~/tensorflow_datasets"
-    advice = f"Prepare it with: tfds build {name}{rest} --file_format=array_record --data_dir={where}"
+    made = f"tfds.builder({name + rest!r}, data_dir={data_dir!r}, file_format='array_record').download_and_prepare()"
+    advice = f'Prepare it with: python -c "import tensorflow_datasets as tfds; {made}"'
     try:
         with _quiet():
             builder = tfds.builder(name + rest, data_dir=data_dir)
@@ -143,7 +144,7 @@ def _table(spec: str, builder: Any, split: str, text_field: str | None) -> TfdsT
     except NotImplementedError as error:
         raise UserError(
             f"{spec} was prepared as {builder.info.file_format.name}, which has no access by index. "
-            "Prepare it again with --file_format=array_record."
+            "Prepare it again with file_format='array_record'."
         ) from error
     except Exception as error:
         raise UserError(
