@@ -2,7 +2,8 @@
 
 The data set must have been prepared in a format with random access, in the folder that TFDS_DATA_DIR names (else
 `~/tensorflow_datasets`). The embedded corpora (`research.data.tables.builders`) are prepared when they are first opened.
-Features in features are flattened, named with dots. Text is text, and images are their encoded bytes.
+Features in features are flattened, named with dots. Text is text, and images are their encoded bytes;
+in a sequence of images, which the library cannot read undecoded, their pixels.
 """
 
 import contextlib
@@ -36,16 +37,19 @@ _SPEC = re.compile(r"(?P<name>\w+)(?P<rest>(/[\w.+-]+)?(:\d+\.[\d*]+\.[\d*]+)?)(
 
 @dataclass(frozen=True)
 class TfdsTable:
-    """The records of one split. `texts` are the fields of text."""
+    """The records of one split."""
 
     name: str
-    fields: tuple[str, ...]
     builder: Any
     split: str
     rows: Any  # what as_data_source gave: a sequence
-    texts: frozenset[str]
+    elements: Mapping[str, Any]  # field -> its feature, or what it is a sequence of
     text_field: str | None
     classes: Mapping[str, tuple[str, ...]]  # see `classes_of`
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(self.elements)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +61,8 @@ class TfdsTable:
         except Exception as error:
             raise UserError(f"{self._where(i)} cannot be read: {_one_line(error)}") from error
         values = flatten(row)
-        record = {field: _plain(values.get(field), field in self.texts, self._where(i)) for field in self.fields}
+        where = self._where(i)
+        record = {field: _plain(values.get(field), feature, where) for field, feature in self.elements.items()}
         if self.text_field is not None:
             check_text(record, self.text_field, lambda: self._where(i))
         return record
@@ -103,7 +108,7 @@ def _builder(spec: str, name: str, rest: str) -> Any:
     try:
         with _quiet():
             builder = tfds.builder(name + rest, data_dir=data_dir)
-            prepared = builder.is_prepared()
+            prepared = builder.is_prepared() and bool(builder.info.features)
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"{spec}: there is no data set {name!r}. {_nearest(name, where)}") from error
     except ModuleNotFoundError as error:
@@ -137,6 +142,7 @@ def _table(spec: str, builder: Any, split: str, text_field: str | None) -> TfdsT
     import tensorflow_datasets as tfds
 
     features = flatten(_nested(builder.info.features))
+    elements = {name: _element(feature) for name, feature in features.items()}
     images = {name: tfds.decode.SkipDecoding() for name, f in features.items() if isinstance(f, tfds.features.Image)}
     try:
         with _quiet():
@@ -150,17 +156,16 @@ def _table(spec: str, builder: Any, split: str, text_field: str | None) -> TfdsT
         raise UserError(
             f"{spec}: cannot open the split {split!r}: {_one_line(error)}. It has {sorted(builder.info.splits)}."
         ) from error
-    texts = frozenset(name for name, feature in features.items() if isinstance(_element(feature), tfds.features.Text))
-    labels = {name: f for name, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
+    labels = {name: f for name, f in elements.items() if isinstance(f, tfds.features.ClassLabel)}
     classes = {name: tuple(label.names) for name, label in labels.items() if label.names}
-    return TfdsTable(spec, tuple(features), builder, split, rows, texts, text_field, classes)
+    return TfdsTable(spec, builder, split, rows, elements, text_field, classes)
 
 
 def _nested(feature: Any) -> Any:
     """Returns the features of a data set as nested dicts: what is in a sequence of several features is one deeper."""
     import tensorflow_datasets as tfds
 
-    inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    inner = feature.feature if _is_sequence(feature) else feature
     if isinstance(inner, tfds.features.FeaturesDict):
         return {name: _nested(inner[name]) for name in inner}
     return feature
@@ -168,9 +173,13 @@ def _nested(feature: Any) -> Any:
 
 def _element(feature: Any) -> Any:
     """Returns what a sequence is a sequence of, all the way in."""
+    return _element(feature.feature) if _is_sequence(feature) else feature
+
+
+def _is_sequence(feature: Any) -> bool:
     import tensorflow_datasets as tfds
 
-    return _element(feature.feature) if isinstance(feature, tfds.features.Sequence) else feature
+    return isinstance(feature, tfds.features.Sequence) and not isinstance(feature, tfds.features.Dataset)
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,17 +193,25 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _plain(value: Any, is_text: bool, where: str) -> Any:
-    """A value of a data source as a record has it (see Record)."""
+def _plain(value: Any, element: Any, where: str) -> Any:
+    """A value of a data source as a record has it (see Record); `element` is the feature that it is, or is made of."""
+    import tensorflow_datasets as tfds
+
     if isinstance(value, bytes):
-        return decode_utf8(value, where) if is_text else value
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return [_plain(inner, is_text, where) for inner in value]
+        return decode_utf8(value, where) if isinstance(element, tfds.features.Text) else value
+    if isinstance(element, tfds.features.Dataset):
+        inner: Any = element.feature
+        return [{name: _plain(leaf, inner[name], where) for name, leaf in row.items()} for row in value]
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
-    if isinstance(value, list):
-        return [_plain(inner, is_text, where) for inner in value]
-    return value
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    if not isinstance(value, (list, np.ndarray)):
+        return value
+    if element.np_dtype in (np.object_, np.str_, np.bytes_) or isinstance(element, tfds.features.Image):
+        return [_plain(inner, element, where) for inner in value]
+    same = len({np.shape(inner) for inner in value}) < 2
+    return np.array(value, element.np_dtype) if same else [_plain(inner, element, where) for inner in value]
 
 
 def _one_line(error: Exception) -> str:
