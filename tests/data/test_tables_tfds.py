@@ -65,6 +65,8 @@ class PurestepTinyRecords(tfds.core.GeneratorBasedBuilder):
                     "label": number % 2,
                     "image": png(),  # encoded, as turning pixels into a file would take TensorFlow
                     "raw": b"\xff\0",
+                    "counts": [1] * number,
+                    "inner": [{"id": number, "name": "é"}] * 2,
                     "words": ["ä", "b"],
                     "vector": [number, 0.5],
                     "meta": {"id": number, "author": "ö"},
