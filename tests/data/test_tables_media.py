@@ -108,16 +108,21 @@ def test_manifests_named_after_parts_and_without_labels(tmp_path):
     assert classes_of(tables["train"]) == {}
 
 
-def test_digest_follows_content_names_and_labels(tmp_path):
-    lay_out(tmp_path, "x/1.png", "y/2.png")
-    digests = [open_tables(f"images:{tmp_path}")["all"].digest()[0]]
-    (tmp_path / "m.tsv").write_text("path\tlabel\nx/1.png\ta\ny/2.png\tb\n")
-    digests.append(open_tables(f"images:{tmp_path}")["all"].digest()[0])
-    (tmp_path / "m.tsv").write_text("path\tlabel\nx/1.png\tb\ny/2.png\ta\n")
-    digests.append(open_tables(f"images:{tmp_path}")["all"].digest()[0])
-    (tmp_path / "x/1.png").write_bytes(b"changed")
-    digests.append(open_tables(f"images:{tmp_path}")["all"].digest()[0])
-    assert len(set(digests)) == 4
+def test_digest_follows_content_names_labels_and_the_numbers_of_classes(tmp_path):
+    def digest(spec: str) -> str:
+        table = open_tables(spec)
+        return table["train" if "train" in table else "all"].digest()[0]
+
+    lay_out(tmp_path, "train/x/1.png", "train/y/2.png")
+    digests = [digest(f"images:{tmp_path}")]
+    lay_out(tmp_path, "test/a/3.png")
+    digests.append(digest(f"images:{tmp_path}"))
+    for names in ("ab", "ba"):
+        (tmp_path / "m.tsv").write_text("path\tlabel\ntrain/x/1.png\t{}\ntrain/y/2.png\t{}\n".format(*names))
+        digests.append(digest(f"images:{tmp_path}/m.tsv"))
+    (tmp_path / "train/x/1.png").write_bytes(b"changed")
+    digests.append(digest(f"images:{tmp_path}/m.tsv"))
+    assert len(set(digests)) == 5
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,7 @@ class MediaTable:
     def digest(self) -> tuple[str, int]:
         files = [(path, self.root / path) for path in self.paths]
         further = "" if self.manifest is None else self.manifest.digest()[0]
-        labels = "" if self.labels is None else self.labels.tolist()
-        return options_digest(f"{self.kind} {labels} {self.classes} {further}", digest_files(files))
+        return options_digest(f"{self.kind} {self.classes} {further}", digest_files(files))
 
 
 def open_media(spec: str, kind: str, pattern: str) -> dict[str, Table]:

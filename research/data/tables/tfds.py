@@ -92,8 +92,8 @@ def open_tfds(spec: str, rest: str, text_field: str | None = None) -> dict[str, 
     builder = _builder(spec, match["name"], match["rest"])
     if match["split"]:
         return {"all": _table(spec, builder, match["split"], text_field)}
-    splits = [name for name, info in builder.info.splits.items() if info.num_examples]
-    return {part: _table(spec, builder, name, text_field) for part, name in named_splits(splits).items()}
+    splits = named_splits(builder.info.splits)
+    return {part: _table(spec, builder, name, text_field) for part, name in splits.items()}
 
 
 def _builder(spec: str, name: str, rest: str) -> Any:
