@@ -102,7 +102,7 @@ class TestPrepared:
         counts = record.pop("counts")
         assert (counts.dtype, counts.tolist()) == (np.int32, [1] * 7)
         assert record.pop("image") == png()
-        assert type(record["label"]) is int
+        assert type(record["label"]) is type(record["inner"][0]["id"]) is int
         assert record == {
             "text": "sätze 7",
             "label": 1,

@@ -202,7 +202,7 @@ def _plain(value: Any, element: Any, where: str) -> Any:
     if isinstance(element, tfds.features.Dataset):
         inner: Any = element.feature
         return [{name: _plain(leaf, inner[name], where) for name, leaf in row.items()} for row in value]
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+    if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value
