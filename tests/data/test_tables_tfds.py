@@ -126,7 +126,7 @@ class TestPrepared:
     @pytest.mark.parametrize(
         ("spec", "field", "message"),
         [
-            ("tfds:purestep_tiny_recods", None, r"no data set .* Did you mean 'purestep_tiny_records'\?"),
+            ("tfds:purestep_tiny_recods", None, r"no data set .* Did you mean 'purestep_tiny_records'"),
             ("tfds:mnits", None, "Did you mean .*'mnist'"),
             ("tfds:ag_news_subset", None, r"not prepared in .*tfds\.builder\('ag_news_subset'.*array_record"),
             ("tfds:purestep_tiny_records:valid", None, r"split 'valid'.*\['dev', 'extra', 'train'\]"),
