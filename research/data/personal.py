@@ -60,12 +60,11 @@ def find(text: str, kinds: Sequence[str] = KINDS, local_ips: bool = False) -> li
 def mask(text: str, kinds: Sequence[str] = KINDS, local_ips: bool = False) -> tuple[str, dict[str, int]]:
     """Returns (`text` with a placeholder for every find, how many of each kind, sorted by kind).
 
-    Nothing is left to find: where masking one number makes another one visible, that one is masked too.
+    Nothing is left to find: where masking one number makes another one visible, that one is masked too. (This ends: placeholders hold
+    no digit, "@" or ":", so each turn leaves fewer of them.)
     """
     counts: Counter[str] = Counter()
-    while spans := find(
-        text, kinds, local_ips
-    ):  # ends: placeholders hold no digit, "@" or ":", so each turn leaves fewer of them
+    while spans := find(text, kinds, local_ips):
         parts, position = [], 0
         for span in spans:
             parts += [text[position : span.start], f"<{span.kind.upper()}>"]
@@ -131,6 +130,9 @@ _IBAN_LENGTHS: Mapping[str, int] = {
 }
 
 
+_JOINED = re.compile("[0-9A-Za-z_]")
+
+
 def _iban_end(match: re.Match[str]) -> int | None:
     """The candidate may run on into the next word in capitals: it is cut at its country's length."""
     length = _IBAN_LENGTHS.get(match[0][:2], 0)
@@ -142,8 +144,6 @@ def _iban_end(match: re.Match[str]) -> int | None:
     valid = int("".join(str(int(c, 36)) for c in characters[4:] + characters[:4])) % 97 == 1
     return end if valid and not _JOINED.match(match.string, end) else None
 
-
-_JOINED = re.compile("[0-9A-Za-z_]")
 
 _ID = re.compile(
     rf"{_BEFORE}(?:(?P<chinese>[1-9][0-9]{{5}}(?:19|20)[0-9]{{9}}[0-9Xx])"

@@ -75,10 +75,10 @@ def ngram_fractions(words: Sequence[str]) -> dict[str, float]:
     began before. A character inside overlapping n-grams counts once. Source: Rae et al. 2021, appendix A.1.1.
     """
     lengths = np.array([len(word) for word in words], np.int64)
-    ids = first = _identify(words)
+    ids = singles = _identify(words)
     fractions = {}
     for n in range(2, 11):
-        ids, first = _extend(ids, first, n)
+        ids = _extend(ids, singles, n)
         starts = _top_starts(ids, lengths, n) if n <= 4 else _duplicate_starts(ids)
         fractions[f"{'top' if n <= 4 else 'duplicate'}_{n}gram"] = _covered(starts, lengths, n)
     return fractions
@@ -89,10 +89,10 @@ def _identify(words: Sequence[str]) -> np.ndarray:
     return np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int64)
 
 
-def _extend(ids: np.ndarray, words: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """From the numbers of all (n-1)-grams to those of all n-grams: equal numbers, equal n-grams."""
+def _extend(ids: np.ndarray, words: np.ndarray, n: int) -> np.ndarray:
+    """From the numbers of all (n-1)-grams and of all words to those of all n-grams: equal numbers, equal n-grams."""
     pairs = ids[:-1] * (words.max(initial=0) + 1) + words[n - 1 :]
-    return np.unique(pairs, return_inverse=True)[1].reshape(-1), words
+    return np.unique(pairs, return_inverse=True)[1].reshape(-1)
 
 
 def _top_starts(ids: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
