@@ -55,6 +55,13 @@ def test_repairs_and_their_counts(text, expected, changes):
     assert clean(text) == Cleaned(expected, None, changes)
 
 
+def test_a_placeholder_never_composes_with_what_follows():
+    """ ">" and a combining solidus are one character in NFC, so a number with one behind it is left as it is."""
+    once = clean("13800001234\u0338 13800001234")
+    assert once.text == "13800001234\u0338 <PHONE>"
+    assert clean(once.text) == Cleaned(once.text, None, {})
+
+
 def test_normal_forms():
     assert clean("ﬁ １３８００００１２３４", Config(normalisation="NFKC")).text == "fi <PHONE>"
     assert clean("e\u0301", Config(normalisation="none")).text == "e\u0301"

@@ -63,6 +63,13 @@ def test_more_evidence_gives_more_confidence():
     assert confidences[0] < confidences[-1] < 1
 
 
+def test_confidence_by_hand():
+    assert language("the they") == ("en", 2 / 3)  # two hits, none for another language
+    assert language("is") == ("en", pytest.approx(0.5 / 2))  # half a hit for English, half for Dutch
+    assert language("the " + "xx " * 19) == ("en", pytest.approx(1 / 2 * (1 / 20) / 0.15))
+    assert language("the they жж жж") == ("en", pytest.approx(2 / 3 * 7 / 11))
+
+
 def test_letters_are_counted_by_script():
     assert {name: count for name, count in letters_by_script("Abc 漢字かなカナ жд 12").items() if count} == {
         "Han": 2,
