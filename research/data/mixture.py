@@ -34,7 +34,7 @@ _Drawn = list[tuple[int, int]]  # (records, tokens) of each source so far
 _ENDLESS = 2**62
 _NEVER = 2**100
 _STAGES_KEPT = 64
-_BLOCK = 4096
+_BLOCK = 2048
 _BLOCKS_KEPT = 64
 _LENGTHS_AHEAD = 256
 
@@ -47,12 +47,12 @@ class Schedule:
     index-th record of that source, and each source's indices count 0, 1, 2, ... in the order of n.
 
     For every source and every prefix of n records, the source's count differs by less than 1 from the sum of its normalised
-    weights over those records. A source that has had no weight so far is never chosen. One whose weight has become 0 may
-    still be chosen once, for a part of a record that earlier stages left owing, where the others have all had their due.
+    weights over those records. A source that has had no weight so far is never chosen; one whose weight has become 0 may be
+    chosen once more, for the part of a record that earlier stages still owe it.
 
-    A weight is a number or text that `fractions.Fraction(str(weight))` reads, so 0.1 is a tenth and "1/3" a third. Raises
+    A weight is a number or a text that `fractions.Fraction` reads, so 0.1 is a tenth and 1 / 3 or "1/3" a third. Raises
     UserError for weights that are negative, not finite, all 0, of another number than the first stage's, or whose shares
-    have no common denominator up to 10^6, and for stages that do not begin at 0 and ascend.
+    have no common denominator Q up to 10^6, and for stages that do not begin at 0 and ascend.
 
     A stage is laid out when it is first asked for, after all before it. That costs a few periods of Q records or the
     stage itself where it is shorter, about 1 microsecond each. The counts at the beginning of each stage are kept.
@@ -99,7 +99,8 @@ class TokenSchedule:
     Calling it with record numbers gives `(sources, indices)` as `Schedule` does.
 
     For every source and every prefix of records, the source's tokens differ from the sum of its normalised weight over the
-    tokens of that prefix by at most the longest record of all sources.
+    tokens of that prefix by at most the longest record of all sources. A source that has had no weight so far is never
+    chosen; one whose weight has become 0 may be chosen until it has the tokens that earlier stages still owe it.
 
     Raises UserError as `Schedule` does, for other than one function a source, and for a record without a token.
 

@@ -12,7 +12,8 @@ from research.core.errors import UserError
 
 Stages = Sequence[tuple[int, Sequence[Any]]]  # (first record or token, one weight for each source)
 
-LARGEST_DENOMINATOR = 10**6  # a period has as many places, which are stored: about 6 MB and a second or two
+LARGEST_DENOMINATOR = 10**6  # a period has as many places, which are stored: about 6 MB and half a second
+_ROUNDING = Fraction(1, 2**50)  # 4 units in the last place of a float64 of 53 bits
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _whole_weights(stage: int, given: Sequence[Any], count: int) -> tuple[list[i
             f"{where} are {len(given)}. Give one for each source, as in stage 0: {count or 'at least one'}."
         )
     try:
-        exact = [Fraction(str(weight)) for weight in given]
+        exact = [_fraction(weight) for weight in given]
     except (ValueError, ZeroDivisionError):
         raise UserError(f"{where} are not all finite numbers. Give numbers of 0 or more.") from None
     if min(exact) < 0 or not any(exact):
@@ -96,6 +97,13 @@ def _whole_weights(stage: int, given: Sequence[Any], count: int) -> tuple[list[i
             f"Give rounder ones, such as {rounded}."
         )
     return [int(share * period) for share in shares], period
+
+
+def _fraction(weight: Any) -> Fraction:
+    """The number as written. A float within its own rounding of a simple fraction is that fraction: 1 / 3 or 1 - 0.7."""
+    exact = Fraction(str(weight))
+    near = exact.limit_denominator(LARGEST_DENOMINATOR)
+    return near if isinstance(weight, float) and abs(near - exact) <= exact * _ROUNDING else exact
 
 
 def ceiling(time: tuple[int, int, int]) -> int:
