@@ -5,7 +5,7 @@ A document is cut at two places into a prefix, a middle and a suffix, none of th
     PSM    [prefix] prefix [suffix] suffix [middle] middle [end]
     SPM    [prefix] [suffix] suffix [middle] prefix middle [end]
 
-SPM is the paper's form for training on both (section 3.1 and appendix D): the middle follows its prefix in either.
+SPM is the paper's form for training on both (section 3.1): the middle follows its prefix in either.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def fill_in_middle(
 
     Whether and how depends on `key` alone, a whole number below 2^64, and n. The two cuts are uniform among all pairs of
     different places between tokens. Documents of fewer than 3 tokens are returned as they are. By default half of the
-    documents are rearranged, as in the paper, half of them to each form (section 4.3). Raises UserError for rates outside
+    documents are rearranged, as in the paper, half of them to each form. Raises UserError for rates outside
     [0, 1].
     """
     if not (0 <= rate <= 1 and 0 <= spm_rate <= 1):

@@ -10,7 +10,7 @@ records   Copy j of a source may take the first place n with S_k(n + 1) > j, and
           does as well, and earliest deadline first finds one. The count then stays less than 1 from S_k in every prefix.
 tokens    A record that begins at token A of its source is released once S_k has reached A, and is due when S_k reaches its
           last token. Earliest deadline first is late by at most the record it waited for, so that a source's tokens are
-          within the longest record of S_k (Bennett and Zhang 1996, "WF2Q", INFOCOM, theorem 1, for constant shares).
+          within the longest record of S_k (Bennett and Zhang 1996, "WF2Q", INFOCOM, for constant shares).
 
 All comparisons are of whole numbers: weights are exact fractions over a common denominator Q. At the multiples of Q in a
 stage the state (who is ahead of the whole part of its share) is one of finitely many and comes back, so what lies between is

@@ -1,7 +1,7 @@
 """Documents packed whole into rows of a fixed length by best fit, each its own segment: for fine-tuning without truncation.
 
 Best-fit decreasing takes the documents from the longest to the shortest and puts each into the row with the least room that
-is enough, or into a new row (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830, section 2).
+is enough, or into a new row (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 Rows are held in one stack for each size of room, and a whole number with a bit for each size that some row has gives the
 best fit by shifts, so that a document costs T / 64 words at worst, whatever the number of rows.
 """
