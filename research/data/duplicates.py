@@ -104,9 +104,10 @@ def near(texts: Iterable[str], bands: Bands = Bands(), threshold: float | None =
     A text of fewer words than `ngram` is one n-gram; a text without a word repeats nothing and is kept. Two records of one
     component need not be similar themselves: a third may link them (as in FineWeb, section 3.4).
 
-    Reads the texts once, and once more where `threshold` is given. Memory: 4 x bands x rows bytes a record (448 by default)
-    and about 50, and with a threshold 8 bytes for every different n-gram of the records that share a band with another. Time with a
-    threshold is quadratic in records that share a band without being similar; drop exact duplicates first.
+    Reads the texts once, and once more where `threshold` is given. Memory: the signature, 4 x bands x rows bytes a record,
+    and about 330 more while records are grouped (780 in all by default); with a threshold also 8 bytes for every different
+    n-gram of the records that share a band with another. Time with a threshold is quadratic in records that share a band
+    without being similar, and in exact duplicates beside such a record: drop those first.
 
     Raises UserError where datasketch is missing, for a record that is not text, for a threshold that the bands cannot reach
     (they would find fewer than half of the pairs just at it), and for an iterator with a threshold, as it reads only once;
@@ -232,7 +233,7 @@ def _similar(texts: Iterable[str], table: np.ndarray, bands: Bands, threshold: f
 
 def _buckets(table: np.ndarray, bands: Bands) -> Iterator[np.ndarray]:
     """The indices, ascending, of two or more records that share a band, for every such band."""
-    present = np.flatnonzero((table != _EMPTY).any(axis=1))
+    present = np.flatnonzero(table.min(axis=1) != _EMPTY)
     for band in range(bands.bands):
         for group in _groups(table[present, band * bands.rows : (band + 1) * bands.rows]):
             yield present[group]

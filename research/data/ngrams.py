@@ -5,8 +5,8 @@ In scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Tibeta
 word, so an n-gram there is n characters. That holds for each character, not for each document: a text of two scripts is cut
 alike wherever it stands, and a small edit cannot change how the rest of a document is cut.
 
-Case, punctuation and compatibility forms are those of Python's Unicode tables: a character whose properties Unicode has
-changed, or that it has added, between two versions of Python can change a word there, and nothing else does.
+Case, punctuation and compatibility forms are those of Python's Unicode tables: a character that a later version of Unicode
+adds can make another word in a later Python. None of those of Unicode 14 (Python 3.11) differs in 15.1 (Python 3.13).
 """
 
 import functools

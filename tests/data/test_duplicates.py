@@ -146,6 +146,13 @@ def test_clusters_are_the_components_of_similar_candidates(data):
     assert result.repeats.tolist() == labels
 
 
+@pytest.mark.parametrize("edges", [{(0, 1), (1, 2)}, {(0, 2), (1, 2)}, {(0, 1), (0, 2)}])
+def test_a_third_record_links_two_that_are_not_similar(edges):
+    table = np.zeros((3, 112), np.uint32)
+    assert cluster(table, similar=lambda a, b: (a, b) in edges).repeats.tolist() == [0, 0, 0]
+    assert cluster(table, similar=lambda a, b: (a, b) == (1, 2)).repeats.tolist() == [0, 1, 1]
+
+
 def test_signatures_are_the_same_everywhere_and_those_of_parts_add_up(datasketch):
     texts = ["One two three four five six", "天地玄黄宇宙洪荒", "short", ""]
     table = duplicates.signatures(texts)
