@@ -1,10 +1,13 @@
-"""Reading text files strictly, and writing files and folders whole or not at all."""
+"""Finding files, reading text files strictly, and writing files and folders whole or not at all."""
 
 import contextlib
+import glob
+import hashlib
+import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from research.core.errors import UserError
@@ -97,3 +100,48 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def digest_files(files: Iterable[tuple[str, Path]]) -> tuple[str, int]:
+    """Returns (SHA-256 over the names and contents, bytes) of files given as (name, path). Raises UserError for an
+    unreadable one."""
+    total, size = hashlib.sha256(), 0
+    for name, path in files:
+        try:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256")
+                size += file.tell()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        total.update(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() + content.digest())
+    return total.hexdigest(), size
+
+
+def files_below(folder: Path, skipped: set[str]) -> list[tuple[str, Path]]:
+    """Every visible regular file below `folder` as (path relative to it, path), sorted by the relative path."""
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
+        found += [Path(here, name) for name in names if not name.startswith(".")]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found if os.path.isfile(path))
+
+
+def find_files(spec: str, pattern: str) -> list[tuple[str, Path]]:
+    """The files that a path, a folder or a glob names, as (identity, path); identities do not depend on where the
+    folder lies."""
+    path = Path(pattern).expanduser()
+    if os.path.isdir(path):
+        files = files_below(path, {"__pycache__"})
+    elif os.path.lexists(path):
+        if not os.path.isfile(path):
+            raise UserError(f"{pattern!r} is not a regular file that can be read (data source {spec!r}).")
+        files = [("", path)]
+    elif glob.has_magic(pattern):
+        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
+        files = [(os.path.relpath(match, base), Path(match)) for match in matches]
+    else:
+        raise UserError(f"there is no file or folder {pattern!r} (data source {spec!r}).")
+    if not files:
+        raise UserError(f"{pattern!r} matches no file (data source {spec!r}).")
+    return files

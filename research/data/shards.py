@@ -25,11 +25,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from research.core.errors import UserError
 from research.data.files import write_atomically
+from research.data.tables.splits import PARTS as SPLITS
 
 BLOCK = 1 << 20  # bytes under one checksum
 MANIFEST = "manifest.json"
 UNFINISHED = ".part-"
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)

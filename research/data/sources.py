@@ -15,22 +15,25 @@ leaves nothing to train on or to validate with, as with a single file, the text 
 import difflib
 import glob
 import hashlib
-import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.core.errors import UserError
+from research.data.files import digest_files, files_below, find_files
+from research.data.tables.spec import KINDS, open_tables
+from research.data.tables.splits import PARTS as SPLITS
+from research.data.tables.splits import bucket
+from research.data.tables.table import Table, require_field
+from research.data.tables.text import TextFiles
 
-HELD_OUT_FRACTION = 0.05
 TRAIN_FRACTION_BY_POSITION = 0.9
 UNIT = 32 << 20  # bytes of the files behind what is prepared at a time
-SPLITS = ("train", "validation", "test")
 _SPLIT_RULE = "2"  # part of every fingerprint: raise it when the rules above change
 
 # Folders of the standard library that are not the same on every machine: what users install, caches, and the test
@@ -65,7 +68,7 @@ class Source:
     that holds the text, or a text with fields in braces, such as `{question} {answer}`."""
 
     name: str
-    tables: Mapping[str, Any]
+    tables: Mapping[str, Table]
     text_field: str = "text"
 
     def documents(self, split: str) -> Iterator[str]:
@@ -108,8 +111,6 @@ class Source:
 
     def _sides(self, part: str, i: int, text: str) -> list[tuple[str, str]]:
         """The splits that a record's text belongs to, each with what it has of it."""
-        from research.data.tables.splits import bucket
-
         if part not in ("all", "train"):
             return [(part, text)]
         if self._boundary is None:
@@ -122,8 +123,6 @@ class Source:
     @cached_property
     def _boundary(self) -> tuple[int, int] | None:
         """Where a source that is split by position is cut, (record, characters of it); None for one that is split by hash."""
-        from research.data.tables.splits import bucket
-
         part = "all" if "all" in self.tables else "train"
         table, sides = self.tables[part], set()
         if "validation" in self.tables:
@@ -168,12 +167,10 @@ def resolve(spec: str, text_field: str | None = None) -> Source:
 
     Raises UserError for an unknown form, a missing file or data set, a pattern that matches nothing, and a field that is not there.
     """
-    from research.data.tables import spec as forms
-
     kind, colon, rest = spec.partition(":")
     if spec == "python_stdlib":
         return Source(spec, {"all": _python_stdlib()})
-    if colon and kind in (*forms.KINDS, "text"):
+    if colon and kind in (*KINDS, "text"):
         if not rest:
             raise UserError(f"the data source {spec!r} names nothing after the colon. Known forms: {FORMS}")
         return Source(spec, {"all": _text(spec, rest)}) if kind == "text" else _of_records(spec, kind, text_field)
@@ -181,7 +178,7 @@ def resolve(spec: str, text_field: str | None = None) -> Source:
         os.path.lexists(os.path.expanduser(spec)) or (glob.has_magic(spec) and glob.glob(spec, recursive=True))
     ):
         return Source(spec, {"all": _text(spec, spec)})
-    near = difflib.get_close_matches(spec, ["python_stdlib", "text:", *(f"{kind}:" for kind in forms.KINDS)], n=1)
+    near = difflib.get_close_matches(spec, ["python_stdlib", "text:", *(f"{kind}:" for kind in KINDS)], n=1)
     advice = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(
         f"unknown data source {spec!r}: there is no such file and no such form.{advice} Known forms: {FORMS}"
@@ -195,9 +192,6 @@ FORMS = (
 
 
 def _of_records(spec: str, kind: str, text_field: str | None) -> Source:
-    from research.data.tables.spec import open_tables
-    from research.data.tables.table import require_field
-
     field = text_field or ("{source}\t{target}" if kind == "pairs" else "text")
     names = _FIELD.findall(field) if "{" in field else [field]
     tables = open_tables(spec, text_field=None if "{" in field else field)
@@ -208,66 +202,17 @@ def _of_records(spec: str, kind: str, text_field: str | None) -> Source:
     return Source(spec, tables, field)
 
 
-def digest_files(files: Iterable[tuple[str, Path]]) -> tuple[str, int]:
-    """Returns (SHA-256 over the names and contents, bytes) of files given as (name, path). Raises UserError for an
-    unreadable one."""
-    total, size = hashlib.sha256(), 0
-    for name, path in files:
-        try:
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256")
-                size += file.tell()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        total.update(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() + content.digest())
-    return total.hexdigest(), size
-
-
-def _files_below(folder: Path, skipped: set[str]) -> list[tuple[str, Path]]:
-    """Every visible regular file below `folder` as (path relative to it, path), sorted by the relative path."""
-    found = []
-    for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
-        found += [Path(here, name) for name in names if not name.startswith(".")]
-    return sorted((path.relative_to(folder).as_posix(), path) for path in found if os.path.isfile(path))
-
-
-def _find_files(spec: str, pattern: str) -> list[tuple[str, Path]]:
-    """The files that a path, a folder or a glob names, as (identity, path); identities do not depend on where the
-    folder lies."""
-    path = Path(pattern).expanduser()
-    if os.path.isdir(path):
-        files = _files_below(path, {"__pycache__"})
-    elif os.path.lexists(path):
-        if not os.path.isfile(path):
-            raise UserError(f"{pattern!r} is not a regular file that can be read (data source {spec!r}).")
-        files = [("", path)]
-    elif glob.has_magic(pattern):
-        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
-        files = [(os.path.relpath(match, base), Path(match)) for match in matches]
-    else:
-        raise UserError(f"there is no file or folder {pattern!r} (data source {spec!r}).")
-    if not files:
-        raise UserError(f"{pattern!r} matches no file (data source {spec!r}).")
-    return files
-
-
-def _text(spec: str, pattern: str) -> Any:
-    from research.data.tables.text import TextFiles
-
-    files = _find_files(spec, pattern)
+def _text(spec: str, pattern: str) -> Table:
+    files = find_files(spec, pattern)
     if not any(os.path.getsize(path) for _, path in files):
         raise UserError(f"{pattern!r} is empty: {len(files)} file(s), 0 bytes (data source {spec!r}).")
     return TextFiles(spec, files, partial(digest_files, files))
 
 
-def _python_stdlib() -> Any:
+def _python_stdlib() -> Table:
     """Sources in other encodings, which a few builds ship, are empty."""
-    from research.data.tables.text import TextFiles
-
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [(name, path) for name, path in _files_below(root, _STDLIB_SKIPPED) if name.endswith(".py")]
+    files = [(name, path) for name, path in files_below(root, _STDLIB_SKIPPED) if name.endswith(".py")]
     if not files:
         raise UserError(f"this Python has no readable standard library in {root}: give your own text with text:PATH.")
     return TextFiles("python_stdlib", files, partial(digest_files, files), lenient=True)

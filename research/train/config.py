@@ -20,7 +20,9 @@ class Config:
     """One experiment. Lengths in optimiser steps, rows or tokens; None turns a thing off unless its comment says otherwise."""
 
     data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, csv:PATH, pairs:A,B, tfds:NAME, ..., or a path (docs/data.md)
-    text_field: str | None = None  # of records: the field that holds the text, or a text with fields in braces; None: text
+    text_field: str | None = (
+        None  # of records: the field that holds the text, or a text with fields in braces; None: text
+    )
     tokenizer: str | None = (
         None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
     )
@@ -103,7 +105,8 @@ class Config:
 # What may differ between a run and its resumption. Everything else is its identity and must agree.
 FREE = {
     "mesh", "steps", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every",
-    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "damaged", "trackers", "run_dir",
+    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "damaged",
+    "trackers", "run_dir",
     "model.attention", "model.unroll", "model.remat", "task.head_tile",
 }  # fmt: skip
 

@@ -51,8 +51,8 @@ def check_vocabulary(model: ModelConfig, corpus: Corpus) -> None:
     largest = size - 1 if size <= model.V else max(int(np.max(part.tokens)) for part in (corpus.train, corpus.eval))
     if largest >= model.V:
         raise UserError(
-            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, of its tokeniser's {size} ids; "
-            f"leave vocab_size out or make it {size}"
+            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, "
+            f"of its tokeniser's {size} ids; leave vocab_size out or make it {size}"
         )
 
 
@@ -104,7 +104,9 @@ class Program:
         windows = EvalBatches(self.corpus.eval, 1, context).windows
         rows = min(max(1, EVAL_TOKENS // context), windows)
         rows = math.ceil(rows / shards) * shards
-        text = EvalBatches(self.corpus.eval, rows, context, limit_batches=self.config.eval_batches, damaged=self.config.damaged)
+        text = EvalBatches(
+            self.corpus.eval, rows, context, limit_batches=self.config.eval_batches, damaged=self.config.damaged
+        )
         return self._posed(text, seed=0)
 
     @functools.cached_property

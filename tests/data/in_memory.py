@@ -11,6 +11,7 @@ class Texts:
 
     texts: tuple[str, ...]
     identities: tuple[str, ...] = ()
+    size: int | None = None  # that it says it has
     name: str = "memory"
     fields: tuple[str, ...] = ("text",)
 
@@ -24,8 +25,8 @@ class Texts:
         return (self.identities or self.texts)[i]
 
     def digest(self) -> tuple[str, int]:
-        return repr(self), sum(len(text.encode()) for text in self.texts)
+        return repr(self), self.size or sum(len(text.encode()) for text in self.texts)
 
 
-def source(*texts: str, identities: tuple[str, ...] = ()) -> Source:
-    return Source("memory", {"all": Texts(texts, identities)})
+def source(*texts: str, identities: tuple[str, ...] = (), size: int | None = None) -> Source:
+    return Source("memory", {"all": Texts(texts, identities, size)})

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from research.core.errors import UserError
 from research.data.files import decode_utf8, write_atomically
-from research.data.sources import HELD_OUT_FRACTION, SPLITS, Source, resolve
+from research.data.sources import SPLITS, Source, resolve
+from research.data.tables.splits import HELD_OUT_FRACTION
 
 
 def both(source: Source) -> tuple[list[str], list[str]]:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
-from research.data.sources import _is_held_out
 from research.data.tables.splits import PARTS, Part, bucket, split
 from research.data.tables.table import content_identity, flatten, join, locate, require_field
 
@@ -34,11 +33,6 @@ class InMemory:
 
 def rows(table) -> list[str]:
     return [table.record(i)["text"] for i in range(len(table))]
-
-
-@given(st.text())
-def test_validation_is_what_sources_hold_out(identity):
-    assert (bucket(identity) == "validation") == _is_held_out(identity)
 
 
 def test_a_known_bucket_of_each_kind_and_their_sizes():

@@ -162,8 +162,10 @@ def test_the_standard_library_is_prepared_when_it_is_first_opened(tmp_path, monk
     assert capfd.readouterr().out == ""
     source = resolve("python_stdlib")
     held_out = {tables["validation"].record(i)["text"] for i in range(len(tables["validation"]))}
-    assert held_out == set(source.documents("eval"))
-    texts = {path: text for path, text in source.records() if text}
+    assert held_out == set(source.documents("validation"))
+    files = source.tables["all"]
+    records = [files.record(i) for i in range(len(files))]
+    texts = {record["path"]: record["text"] for record in records if record["text"]}
     for part, table in tables.items():
         for i in range(0, len(table), 37):
             record = table.record(i)

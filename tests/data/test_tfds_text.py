@@ -1,12 +1,13 @@
 """Text data sets of TensorFlow Datasets: small ones, built here without TensorFlow."""
 
+import re
 import warnings
 
 import numpy as np
 import pytest
 
 from research.core.errors import UserError
-from research.data.sources import resolve
+from research.data.sources import SPLITS, resolve
 from research.data.tokens import prepare
 
 with warnings.catch_warnings():  # its dependencies' own
@@ -49,49 +50,44 @@ def in_data_dir(data_dir, monkeypatch):
 
 @pytest.mark.usefixtures("in_data_dir")
 class TestPrepared:
-    def test_uses_the_split_that_is_held_out_by_the_data_set(self):
+    def test_a_test_split_stays_that_and_validation_is_held_out_of_what_is_trained_on(self):
         source = resolve("tfds:purestep_tiny_text")
-        assert sorted(source.documents("train")) == sorted(f"sätze {number}" for number in range(300))
-        assert sorted(source.documents("eval")) == sorted(f"sätze {number}" for number in range(7))
+        train, held_out = list(source.documents("train")), list(source.documents("validation"))
+        assert sorted(train + held_out) == sorted(f"sätze {number}" for number in range(300))
+        assert 3 < len(held_out) < 40
+        assert sorted(source.documents("test")) == sorted(f"sätze {number}" for number in range(7))
 
     def test_a_named_split_is_divided_by_hash(self):
         source = resolve("tfds:purestep_tiny_text:1.0.0:train")
-        train, held_out = list(source.documents("train")), list(source.documents("eval"))
-        assert sorted(train + held_out) == sorted(f"sätze {number}" for number in range(300))
-        assert 3 < len(held_out) < 40
+        found = [text for split in SPLITS for text in source.documents(split)]
+        assert sorted(found) == sorted(f"sätze {number}" for number in range(300))
         assert source.fingerprint == resolve("tfds:purestep_tiny_text:1.0.0:train").fingerprint
 
-    def test_parts_of_splits_and_other_features(self):
-        source = resolve("tfds:purestep_tiny_text:train[:10%]", text_field="title")
-        documents = [*source.documents("train"), *source.documents("eval")]
+    def test_parts_of_splits_other_features_and_texts_made_of_several(self):
+        source = resolve("tfds:purestep_tiny_text:train[:10%]", text_field="{title}: {text}")
+        documents = [text for split in SPLITS for text in source.documents(split)]
         assert len(documents) == 30
-        assert all(document.startswith("title ") for document in documents)
-        fingerprints = {
-            resolve(f"tfds:purestep_tiny_text{rest}", field).fingerprint
-            for rest, field in [
-                ("", "text"),
-                ("", "title"),
-                (":train", "text"),
-                (":test", "text"),
-                (":train[:10%]", "text"),
-            ]
-        }
-        assert len(fingerprints) == 5
+        assert all(re.fullmatch(r"title (\d+): sätze \1", document) for document in documents)
+        fields = [("", "text"), ("", "title"), (":train", "text"), (":test", "text"), (":train[:10%]", "text")]
+        assert len({resolve(f"tfds:purestep_tiny_text{rest}", field).fingerprint for rest, field in fields}) == 5
 
     def test_prepares_to_tokens(self, tmp_path):
         corpus = prepare("tfds:purestep_tiny_text", "byte", cache_dir=tmp_path)
-        documents = corpus.tokenizer.decode_bytes(corpus.eval.tokens)
-        assert documents.count("sätze ".encode()) == 7
-        assert (corpus.eval.tokens == 256).sum() == 6
+        assert corpus.tokenizer.decode_bytes(np.asarray(corpus.test.tokens)).count("sätze ".encode()) == 7
+        assert (np.asarray(corpus.test.tokens) == 256).sum() == 6
 
     @pytest.mark.parametrize(
         ("spec", "field", "message"),
         [
             ("tfds:purestep_tiny_text:valid", "text", r"split 'valid'.*\['test', 'train'\]"),
             ("tfds:purestep_tiny_text:train[", "text", r"split 'train\['"),
-            ("tfds:purestep_tiny_text", "story", r"no feature 'story'; it has \['label', 'text', 'title'\]"),
-            ("tfds:purestep_no_such_thing", "text", "no such data set.*tfds build purestep_no_such_thing"),
-            ("tfds:ag_news_subset", "text", "not prepared in .*--file_format=array_record"),
+            ("tfds:purestep_tiny_text", "story", r"no field 'story'; it has \['text', 'title', 'label'\]"),
+            (
+                "tfds:purestep_no_such_thing",
+                "text",
+                "no data set 'purestep_no_such_thing'. Did you mean 'purestep_tiny_text'",
+            ),
+            ("tfds:ag_news_subset", "text", "not prepared in .*file_format='array_record'"),
             ("tfds:two words", "text", "cannot read 'tfds:two words'"),
             ("tfds:", "text", "names nothing"),
         ],
@@ -102,7 +98,7 @@ class TestPrepared:
         assert "\n" not in str(caught.value)
 
     def test_a_feature_that_is_no_text(self):
-        with pytest.raises(UserError, match="record 0 of train: the feature 'label' is not text"):
+        with pytest.raises(UserError, match="record 0 of train: field 'label' is not text"):
             list(resolve("tfds:purestep_tiny_text", "label").documents("train"))
 
 

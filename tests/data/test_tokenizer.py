@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import in_memory
 import numpy as np
 import pytest
 import tokenizers as library
@@ -19,10 +20,7 @@ ALPHABET = st.text(alphabet=sorted(set(TEXT)), max_size=60)
 
 
 def source_of(*texts: str, size: int | None = None) -> Source:
-    def digest():
-        return str(hash(texts)), size or sum(len(text.encode()) for text in texts)
-
-    return Source("memory", lambda: iter([("", text) for text in texts]), digest)
+    return in_memory.source(*texts, identities=("",) * len(texts), size=size)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 
+import in_memory
 import pytest
 import tokenizers as library
 from small_tokenizers import (
@@ -19,7 +20,6 @@ from small_tokenizers import (
     two_files,
 )
 
-from research.data.sources import Source
 from research.data.tiktoken_vocabularies import CL100K_PATTERN
 from research.data.tokenizer import build, load
 from research.data.vocab_merges import QWEN_PATTERN
@@ -165,7 +165,7 @@ def test_tiktoken_files(name, tmp_path):
 
 @pytest.mark.parametrize("spec", ["byte", "bpe:300"])
 def test_tokenisers_made_here(spec, tmp_path):
-    source = Source("memory", lambda: iter([("", MIXED * 20)]), lambda: ("memory", len(MIXED) * 20))
+    source = in_memory.source(MIXED * 20)
     made = build(spec, source, cache_dir=tmp_path / "cache")
     path = tmp_path / "made"
     made.save_pretrained(path)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.sources import digest_files
+from research.data.files import digest_files
 from research.data.tables.finding import find_parts, named_splits
 from research.data.tables.splits import Part
 from research.data.tables.table import (

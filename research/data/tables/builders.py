@@ -71,7 +71,9 @@ class PythonStdlib(_Embedded):
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yields (path below the library, text) of the files that the data source `python_stdlib` has."""
-        return ((path, text) for path, text in resolve("python_stdlib").records() if text)
+        table = resolve("python_stdlib").tables["all"]
+        records = (table.record(i) for i in range(len(table)))
+        return ((record["path"], record["text"]) for record in records if record["text"])
 
 
 class PythonTopics(_Embedded):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from research.core.errors import UserError
-from research.data.sources import _find_files
+from research.data.files import find_files
 
 ALIASES = {
     "train": "train",
@@ -32,8 +32,8 @@ def find_parts(spec: str, pattern: str, suffixes: tuple[str, ...]) -> dict[str, 
     Raises UserError for nothing found, packed files, and a folder where only some files name a part.
     """
     if not Path(pattern).expanduser().is_dir():
-        return {"all": refuse_packed(_find_files(spec, pattern))}
-    below = _find_files(spec, pattern)
+        return {"all": refuse_packed(find_files(spec, pattern))}
+    below = find_files(spec, pattern)
     files = [(name, path) for name, path in below if path.suffix.lower() in suffixes]
     refuse_packed([(name, path) for name, path in below if Path(path.stem).suffix.lower() in suffixes])
     if not files:

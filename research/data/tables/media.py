@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.files import read_bytes
-from research.data.sources import _files_below, digest_files
+from research.data.files import digest_files, files_below, read_bytes
 from research.data.tables.finding import ALIASES, by_part, part_of_path
 from research.data.tables.lines import SUFFIXES as MANIFESTS
 from research.data.tables.lines import open_line_files
@@ -115,7 +114,7 @@ def _from_manifests(spec: str, kind: str, manifest: str, root: Path) -> dict[str
 
 
 def _from_folders(spec: str, kind: str, root: Path) -> dict[str, Table]:
-    below = [name for name, _ in _files_below(root, set())]
+    below = [name for name, _ in files_below(root, set())]
     found = [name for name in below if Path(name).suffix.lower() in SUFFIXES[kind]]
     if not found:
         others = sorted({Path(name).suffix for name in below})

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from research.core.errors import UserError
-from research.data.sources import digest_files
+from research.data.files import digest_files
 from research.data.tables.finding import Files, find_parts, refuse_packed
 from research.data.tables.index import IndexedFile, index_file
 from research.data.tables.lines import LineTable, Malformed, split_tsv

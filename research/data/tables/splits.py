@@ -1,8 +1,7 @@
 """Which part of a source a record belongs to: train, validation or test, by a hash of its identity.
 
 A record's part depends on its identity alone, so that adding records moves no other one, and equal records are in the
-same part. The rule for validation is the one for text that is held out (`research.data.sources`), so a text held out
-there is validation here.
+same part.
 """
 
 import hashlib
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.sources import HELD_OUT_FRACTION
 from research.data.tables.table import Record, Table, check_index, classes_of, options_digest
 
 PARTS = ("train", "validation", "test")
+HELD_OUT_FRACTION = 0.05  # of the records, for validation
 TEST_FRACTION = 0.05
 
 

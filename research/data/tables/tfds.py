@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.files import decode_utf8
-from research.data.sources import digest_files
+from research.data.files import decode_utf8, digest_files
 from research.data.tables.finding import named_splits
 from research.data.tables.table import (
     Record,
