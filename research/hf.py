@@ -126,6 +126,8 @@ def _described(where: str | Path, values: Mapping[str, Any]) -> tuple[Family, Mo
 
 def locate(where: str | Path, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
     """The folder itself, or that of a hub id in the hub's cache, its `files` fetched first. Raises UserError for what is neither, and offline."""
+    if not isinstance(where, (str, Path)) or not str(where):
+        raise UserError(f"there is {where!r} where the folder of a model or an id of the hub was expected")
     path, name = Path(where).expanduser(), str(where)
     if path.is_dir():
         return path
@@ -206,12 +208,14 @@ def match(family: Family, config: ModelConfig, tensors: T.Tensors) -> tuple[tupl
         for name, shape in shapes.items()
         if name in entries and entries[name].shape != shape
     ]
-    if missing or extra or misshapen:
-        parts = [
-            f"{len(x)} {word}: {'; '.join(x)}"
-            for word, x in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-            if x
-        ]
+    kinds = [
+        f"{name} is {entries[name].dtype}, expected floating point"
+        for name in sorted(wanted.keys() & entries.keys())
+        if not jnp.issubdtype(entries[name].dtype, jnp.floating)
+    ]
+    if missing or extra or misshapen or kinds:
+        found = (("missing", missing), ("extra", extra), ("misshapen", misshapen), ("of a wrong type", kinds))
+        parts = [f"{len(x)} {word}: {'; '.join(x)}" for word, x in found if x]
         raise UserError(
             f"{tensors.folder}: the tensors are not those of its config.json ({family.name}). {'. '.join(parts)}"
         )

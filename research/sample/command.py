@@ -7,7 +7,6 @@ line end after it. `--json` adds its line at the very end. All else goes to stan
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -64,10 +63,7 @@ def sample_command(load: Load, argv: Sequence[str]) -> int:
     if arguments.draft is not None:
         print(f"loading {arguments.draft}", file=sys.stderr)
     draft = None if arguments.draft is None else opened(load(arguments.draft))
-    try:
-        _run(model, draft, prompts, name, arguments)
-    except BrokenPipeError:  # the reader has seen enough; Python would complain again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _run(model, draft, prompts, name, arguments)
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research.core import sharding
@@ -216,21 +217,63 @@ def rounds(request: Request) -> Iterator[list[Piece]]:
         if bool(constrain.finished(request.automaton, places)[0]):
             yield [Piece([], end="stop") for _ in rows]
             return
+    if (request.speculative or request.sampling.beams > 1) and (turn := _turn(request)):
+        raise UserError(
+            f"the text may grow beyond {turn} tokens, where this model (LongRoPE) reads all of it again; beams, a draft model and lookup cannot. "
+            "Ask for fewer tokens, or leave them out"
+        )
     make = _speculated if request.speculative else _searched if request.sampling.beams > 1 else _drawn
     yield from make(request)
 
 
 def _drawn(request: Request) -> Iterator[list[Piece]]:
     """At most CHUNK tokens of every row a round."""
-    rows, state = request.rows, _start(request, request.sampling.num)
+    rows, length, state = request.rows, _length(request), _start(request, request.sampling.num)
+    if bool(jnp.any(jnp.isnan(state.logits_BV))):
+        raise UserError(
+            "the model's logits are not numbers (NaN): its weights are damaged, or beyond what their dtype holds"
+        )
+    turn = _turn(request)
+    texts = [list(request.ids[b // request.sampling.num]) for b in range(len(rows))]
     while wanted := max(row.left for row in rows):
-        steps = min(wanted, D.CHUNK)
+        steps = min([wanted, D.CHUNK, *(turn + 1 - len(text) for text in texts if turn and len(text) <= turn)])
         state, drawn = D.decoder()(
             request.model, state, request.filters, np.int32(steps), request.automaton,
             alternatives=request.sampling.logprobs or 0,
         )  # fmt: skip
         drawn = jax.tree.map(lambda x, steps=steps: np.asarray(x)[:, :steps], drawn)
         yield [_piece(jax.tree.map(lambda x, b=b: x[b], drawn)) for b in range(len(rows))]
+        for text, new in zip(texts, drawn.tokens, strict=True):
+            text += new.tolist()
+        if turn and any(len(text) == turn + 1 for text in texts):
+            state = _read_again(request, state, texts, length)
+
+
+def _turn(request: Request) -> int | None:
+    """The tokens above which a model of LongRoPE rotates by its other factors, where a text may grow beyond them; None elsewhere. All that a cache
+    holds was computed by the factors of its time, so the text is then read again, as transformers does."""
+    config = request.model.config
+    turn = config.rope.original_context
+    if config.positions != "rotary" or config.rope.scaling != "longrope":
+        return None
+    lengths = [len(ids) for ids in request.ids for _ in range(request.sampling.num)]
+    crosses = any(length <= turn < length + row.left for length, row in zip(lengths, request.rows, strict=True))
+    return turn if crosses else None
+
+
+def _read_again(request: Request, state: D.Decoding, texts: list[list[int]], length: int) -> D.Decoding:
+    """The state with cache and logits computed anew from the whole texts."""
+    longest = max(map(len, texts))
+    width = max(longest, Q.padded_length(longest, request.model.config))
+    prompts = D.Prompts(
+        np.array([text + [0] * (width - len(text)) for text in texts], np.int32), np.array(list(map(len, texts)), np.int32),
+        np.zeros(len(texts), np.uint32), np.zeros(len(texts), np.int32),
+    )  # fmt: skip
+    fresh = D.prefill(
+        request.model, prompts, np.uint32(0), num=1, vocab=request.vocab, length=length, drawn=False, remember=False,
+        normed=state.norm_B is not None, stored=request.sampling.cache,
+    )  # fmt: skip
+    return dataclasses.replace(state, cache=fresh.cache, logits_BV=fresh.logits_BV, norm_B=fresh.norm_B)
 
 
 def _speculated(request: Request) -> Iterator[list[Piece]]:
@@ -264,14 +307,18 @@ def _start(request: Request, num: int) -> D.Decoding:
     """The state after the prompts, `num` rows of each, with what the options need."""
     how, filters = request.sampling, request.filters
     state = D.prefill(
-        request.model, request.prompts, np.uint32(how.seed), num=num, vocab=request.vocab,
-        length=request.prompts.tokens_BT.shape[1] + _chunks(max(row.left for row in request.rows)),
+        request.model, request.prompts, np.uint32(how.seed), num=num, vocab=request.vocab, length=_length(request),
         drawn=filters.temperature is not None, remember=filters.repetition_penalty is not None,
         counted=filters.counts, normed=how.logprobs is not None or how.beams > 1, stored=how.cache,
     )  # fmt: skip
     if request.automaton is None:
         return state
     return dataclasses.replace(state, places_B=constrain.start(request.automaton, len(request.ids) * num))
+
+
+def _length(request: Request) -> int:
+    """How many tokens a cache for the prompts and what is still to come holds."""
+    return request.prompts.tokens_BT.shape[1] + _chunks(max(row.left for row in request.rows))
 
 
 def _chunks(tokens: int) -> int:

@@ -1,7 +1,7 @@
 """Prompts at the door: texts or ids become a checked, padded batch."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ Prompt = str | Sequence[int] | np.ndarray | None
 
 def is_one(prompts: Any) -> bool:
     """Whether this is one prompt, a text or its ids, and not several."""
-    if isinstance(prompts, str) or not hasattr(prompts, "__len__"):  # what is no prompt at all, `prompt_ids` refuses
+    # What is no prompt at all, `prompt_ids` refuses.
+    if isinstance(prompts, (str, Mapping)) or not hasattr(prompts, "__len__"):
         return True
     if hasattr(prompts, "ndim"):
         prompts = np.asarray(prompts)

@@ -6,6 +6,7 @@ given value is written one way. What cannot be said so is refused by name.
 """
 
 import json
+import math
 import re
 from typing import Any
 
@@ -21,7 +22,7 @@ _NOTES |= {"$schema", "$id", "$comment", "$defs", "definitions"}
 # What each type may have beside "type"; a keyword not here is refused.
 _OF_TYPE = {
     "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": set(),
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
     "number": set(),
     "boolean": set(),
     "null": set(),
@@ -53,7 +54,7 @@ def to_regex(schema: str | Schema) -> str:
     """Returns the regular expression, for `automata.from_regex`, of JSON texts that satisfy `schema`, given as JSON or as what
     JSON reads to.
 
-    Raises UserError, with its place, for what is not a schema and for a keyword that is not supported: types with lengths,
+    Raises UserError, with its place, for what is not a schema and for a keyword that is not supported: types with lengths, bounds of integers,
     `pattern`, the formats date, time, date-time and uuid, `items`, `prefixItems`, numbers of items, `properties`, `required`,
     `additionalProperties`, `enum`, `const`, `anyOf`, and references within the schema that do not recur, are.
     """
@@ -180,7 +181,53 @@ def _typed(node: Schema, kind: Any, kinds: list, root: Any, where: str, inside: 
         return _array(node, root, where, inside)
     if kind == "object":
         return _object(node, root, where, inside)
-    return _PLAIN[kind]
+    return _integer(node, where) if kind == "integer" else _PLAIN[kind]
+
+
+def _integer(node: Schema, where: str) -> str:
+    bounds = {name: node[name] for name in _OF_TYPE["integer"] & node.keys()}
+    if any(isinstance(bound, bool) or not isinstance(bound, (int, float)) for bound in bounds.values()):
+        raise UserError(f"JSON schema at {where}: {_names(bounds)} of an integer are numbers.")
+    least = [math.ceil(bounds["minimum"])] if "minimum" in bounds else []
+    least += [math.floor(bounds["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in bounds else []
+    most = [math.floor(bounds["maximum"])] if "maximum" in bounds else []
+    most += [math.ceil(bounds["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in bounds else []
+    if least and most and max(least) > min(most):
+        raise UserError(f"JSON schema at {where}: no integer lies within {json.dumps(bounds, sort_keys=True)}.")
+    return integers(max(least, default=None), min(most, default=None)) if bounds else _INTEGER
+
+
+def integers(least: int | None, most: int | None) -> str:
+    """The expression of the integers from `least` to `most`, None where there is no bound."""
+    options = []
+    if most is None or most >= 0:
+        options.append(_naturals(max(least or 0, 0) if least is not None else 0, most))
+    if least is None or least < 0:
+        options.append("-" + _naturals(max(1, 1 if most is None else -most), None if least is None else -least))
+    return _any(options)
+
+
+def _naturals(least: int, most: int | None) -> str:
+    """Those from `least` >= 0 to `most`, by their number of digits."""
+    digits = len(str(least if most is None else most))
+    options = []
+    for n in range(len(str(least)), digits + 1):
+        low, high = max(least, 10 ** (n - 1) if n > 1 else 0), 10**n - 1 if most is None else min(most, 10**n - 1)
+        options.append(_of_one_length(str(low), str(high)))
+    return _any([*options, f"[1-9][0-9]{{{digits},}}"] if most is None else options)
+
+
+def _of_one_length(low: str, high: str) -> str:
+    """Digits from `low` to `high`, which are as long as each other."""
+    rest = len(low) - 1
+    if rest < 0:
+        return ""
+    if low[0] == high[0]:
+        return low[0] + _of_one_length(low[1:], high[1:])
+    options = [low[0] + _of_one_length(low[1:], "9" * rest), high[0] + _of_one_length("0" * rest, high[1:])]
+    if int(high[0]) - int(low[0]) > 1:
+        options.append(f"[{int(low[0]) + 1}-{int(high[0]) - 1}][0-9]{{{rest}}}")
+    return _any(options)
 
 
 def _string(node: Schema, where: str) -> str:

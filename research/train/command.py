@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -164,6 +165,9 @@ def guarded(function: Callable[[], int], debug: bool) -> int:
     try:
         with ending_on_signals():
             return function()
+    except BrokenPipeError:  # the reader has seen enough; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return EXIT_SIGNAL + signal.SIGINT
     except UserError as error:

@@ -53,6 +53,8 @@ def convert(source: str, target: str | Path, to: str = "auto", dtype: str | None
     """
     opened, target = start.open_source(source), Path(target).expanduser()
     check_new(target)
+    if Path(source).expanduser().resolve() in target.resolve().parents:
+        raise UserError(f"{target} lies in {source} itself; give a folder beside it")
     to = to if to != "auto" else "hf" if isinstance(opened, Run) else "run"
     if to == "run" and dtype not in (None, "float32"):
         raise UserError(f"dtype is {dtype!r}; a run directory holds float32, the precision in which it is trained")

@@ -84,7 +84,7 @@ def _from_hub(name: str) -> ModelConfig:
     try:
         return hf.read_config(name)
     except UserError as error:
-        near = difflib.get_close_matches(name, families.PRESETS, 1, 0.75)
+        near = difflib.get_close_matches(name, families.PRESETS, 1, 0.6)
         raise UserError(f"{error}{f'; the nearest preset is {near[0]}' if near else ''}") from None
 
 

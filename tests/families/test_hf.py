@@ -72,6 +72,21 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(folder):
         assert part in str(error.value)
 
 
+def test_whole_numbers_are_no_weights(folder):
+    path = folder(LLAMA)
+    stored = load_file(path / "model.safetensors")
+    stored["model.norm.weight"] = np.ones(24, np.int32)
+    save_file(stored, path / "model.safetensors")
+    with pytest.raises(UserError, match="1 of a wrong type: model.norm.weight is int32, expected floating point"):
+        hf.load(path)
+
+
+@pytest.mark.parametrize("where", [None, 3, ""])
+def test_what_is_no_name_at_all_is_refused(where):
+    with pytest.raises(UserError, match=f"there is {where!r} where the folder of a model or an id"):
+        hf.load(where)
+
+
 def test_names_without_their_prefix_are_those_of_the_bare_model(folder):
     path = folder("gpt2")
     before = P.digest(hf.load(path).params)

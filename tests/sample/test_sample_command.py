@@ -131,10 +131,11 @@ def test_a_reader_that_leaves_is_no_error():
 from research.model.config import ModelConfig
 from research.sample import command
 from research.sample.models import Loaded
+from research.train.command import guarded
 def run(*_):
     for _ in range(100): command._write("x" * 10000)
 command._run = run
-print(command.sample_command(lambda run: Loaded({}, ModelConfig(), None), ["r"]), file=__import__("sys").stderr)
+print(guarded(lambda: command.sample_command(lambda run: Loaded({}, ModelConfig(), None), ["r"]), False), file=__import__("sys").stderr)
 """
     root = Path(__file__).resolve().parents[2]
     child = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -85,6 +85,34 @@ def test_greedy_is_the_argmax_of_the_uncached_forward(name, tokenizer, tiny):
     assert all(one.text in (whole, whole.removesuffix("\ufffd")) for one, whole in zip(results, wholes, strict=True))
 
 
+def test_texts_that_grow_beyond_the_turn_of_longrope_are_read_again(tiny):
+    """Rows cross at tokens of their own; the plain forward chooses by the length of what it is given, so nothing is padded."""
+    half = BASE.H // 2
+    short, long = (tuple(float(f) for f in np.linspace(1, top, half)) for top in (1.5, 4.0))
+    rope = RopeConfig(scaling="longrope", factor=4.0, original_context=9, short_factors=short, long_factors=long)
+    config = dataclasses.replace(BASE, positions="rotary", rope=rope)
+    params = tiny.params(config)
+    prompts = [list(b"abcdef"), list(b"abcdefgh"), list(b"abcdefghijkl")]
+    model = Loaded(params, config, None)
+    for prompt, one in zip(prompts, continuations(model, prompts, Sampling(max_tokens=6, temperature=0)), strict=True):
+        tokens = list(prompt)
+        for token in one.tokens:
+            assert token == int(forward(params, jnp.array([tokens]), config)[0, -1].argmax())
+            tokens.append(token)
+    for how in ({"beams": 2}, {"lookup": 2}):
+        with pytest.raises(
+            UserError, match="may grow beyond 9 tokens, where this model .LongRoPE. reads all of it again"
+        ):
+            continuations(model, prompts, Sampling(max_tokens=6, **how))
+    assert continuations(model, prompts[2:], Sampling(max_tokens=2, beams=2))[0].tokens
+
+
+def test_weights_that_are_not_numbers_are_an_error(base, tokenizer):
+    damaged = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), base)
+    with pytest.raises(UserError, match="logits are not numbers .NaN.: its weights are damaged"):
+        continuations(Loaded(damaged, BASE, tokenizer), PROMPTS[:1], Sampling(max_tokens=3))
+
+
 @pytest.fixture(scope="module")
 def base(tiny):
     return tiny.params(BASE)

@@ -177,7 +177,7 @@ REFUSED = {
     "'#/nowhere'": {"$ref": "#/nowhere"},
     "is not to a place in this schema": {"$ref": "https://example.org/x"},
     "contains itself": {"type": "object", "properties": {"next": {"$ref": "#"}}},
-    "at #/properties/a: minimum is not supported": {"properties": {"a": {"type": "integer", "minimum": 3}}},
+    "at #/properties/a: minimum is not supported": {"properties": {"a": {"type": "number", "minimum": 3}}},
     "uniqueItems is not supported": {"type": "array", "uniqueItems": True},
     "allOf of several": {"allOf": [STRING, STRING]},
     "oneOf": {"oneOf": [STRING]},
@@ -200,3 +200,22 @@ def test_what_is_not_supported_is_refused_with_its_place(message):
         pytest.importorskip("outlines_core")
     with pytest.raises(UserError, match=message):
         schema.to_regex(REFUSED[message])
+
+
+@given(st.none() | st.integers(-1200, 1200), st.none() | st.integers(-1200, 1200), st.integers(-3000, 3000))
+def test_bounds_of_integers(least, most, number):
+    if least is not None and most is not None and least > most:
+        least, most = most, least
+    within = (least is None or number >= least) and (most is None or number <= most)
+    assert bool(re.fullmatch(schema.integers(least, most), str(number))) == within
+    assert not re.fullmatch(schema.integers(least, most), f"0{number}") and not re.fullmatch(
+        schema.integers(least, most), "-0"
+    )
+
+
+def test_bounds_are_read_as_the_schema_writes_them():
+    expression = schema.to_regex({"type": "integer", "exclusiveMinimum": 2, "maximum": 11.5, "minimum": 0.5})
+    assert [n for n in range(-20, 30) if re.fullmatch(expression, str(n))] == list(range(3, 12))
+    for bounds in ({"minimum": 3, "maximum": 2}, {"minimum": "3"}, {"exclusiveMinimum": 1, "exclusiveMaximum": 2}):
+        with pytest.raises(UserError, match=r"JSON schema at #: "):
+            schema.to_regex({"type": "integer", **bounds})

@@ -151,6 +151,8 @@ def test_converting_over_what_is_there_is_refused_and_leaves_it(folder, tmp_path
         with pytest.raises(UserError, match="already holds something"):
             convert.convert(str(folder), tmp_path, to)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+    with pytest.raises(UserError, match="inside lies in .* itself; give a folder beside it"):
+        convert.convert(str(folder), folder / "inside")
 
 
 def test_the_command_converts_and_says_what_it_made(folder, tmp_path, capsys):
