@@ -116,8 +116,8 @@ def extend(layer: LayerCache, k_BTKH, v_BTKH, positions_BT, slot: Slot, config: 
     their own first tokens still need, so those attend to the old slots and the new keys side by side.
     """
     S, T = layer.positions_BS.shape[1], k_BTKH.shape[1]
-    # Barriers keep XLA from updating a copy of the cache once more for whoever reads it: one an array, since jaxlib 0.12 aborts at a joint one.
-    after = jax.tree.map(jax.lax.optimization_barrier, write(layer, k_BTKH, v_BTKH, positions_BT))
+    # The barrier keeps XLA from updating a copy of the cache once more for whoever reads it.
+    after = jax.lax.optimization_barrier(write(layer, k_BTKH, v_BTKH, positions_BT))
     if slot.pattern != "sliding" or T + config.window - 1 <= S:
         return after, *read(after, k_BTKH.dtype), after.positions_BS
     k_BSKH, v_BSKH = read(layer, k_BTKH.dtype)
