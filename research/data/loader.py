@@ -172,7 +172,7 @@ def _what_is_whole(ids: Ids, starts, known, context: int, damaged: str = "skip")
     weights = np.zeros((len(starts), context), np.float32)
     for row, (start, length) in enumerate(zip(starts.tolist(), known.tolist(), strict=True)):
         try:
-            found = ids.slice(start, min(start + length + 1, len(ids)))
+            found = ids[start : start + length + 1]
         except Damaged:
             if damaged != "skip":
                 raise

@@ -238,11 +238,12 @@ class Ids:
         return self.arrays[0].dtype
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        whole = self.slice(0, len(self))
+        whole = self[:]
         return whole if dtype is None else whole.astype(dtype)
 
-    def slice(self, start: int, stop: int) -> np.ndarray:
-        """The ids from `start` to below `stop`. Raises Damaged, naming file and offset, where they are not what was written."""
+    def __getitem__(self, where: slice) -> np.ndarray:
+        """The ids of a slice without a step. Raises Damaged, naming file and offset, where they are not what was written."""
+        start, stop, _ = where.indices(len(self))
         parts, at = [np.empty(0, self.dtype)], start
         while at < stop:
             shard = int(np.searchsorted(self.bounds, at, side="right")) - 1
@@ -254,7 +255,7 @@ class Ids:
         return parts[1] if len(parts) == 2 else np.concatenate(parts)
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """`length` ids from each start, int64 [B]: int32 (B, length). Raises Damaged like `slice`."""
+        """`length` ids from each start, int64 [B]: int32 (B, length). Raises Damaged likewise."""
         shards = np.searchsorted(self.bounds, starts, side="right") - 1
         begins = starts - self.bounds[shards]
         inside = starts + length <= self.bounds[shards + 1]
@@ -264,7 +265,7 @@ class Ids:
             self._see(shard, begins[rows], length)
             out[rows] = sliding_window_view(self.arrays[shard], length)[begins[rows]]
         for row in np.flatnonzero(~inside):
-            out[row] = self.slice(int(starts[row]), int(starts[row]) + length)
+            out[row] = self[int(starts[row]) : int(starts[row]) + length]
         return out
 
     def _see(self, shard: int, begins: np.ndarray, length: int) -> None:

@@ -141,7 +141,7 @@ def test_shards_are_one_sequence(sizes, data):
     whole, ids = over_shards(*sizes)
     a = data.draw(st.integers(0, len(whole)))
     b = data.draw(st.integers(a, len(whole)))
-    assert ids.slice(a, b).tolist() == whole[a:b].tolist() and len(ids) == len(whole)
+    assert ids[a:b].tolist() == whole[a:b].tolist() and len(ids) == len(whole)
     length = data.draw(st.integers(1, len(whole)))
     starts = np.array(data.draw(st.lists(st.integers(0, len(whole) - length), min_size=1, max_size=5)))
     assert ids.windows(starts, length).tolist() == [whole[s : s + length].tolist() for s in starts]
@@ -163,9 +163,9 @@ def test_damage_is_named_by_file_and_offset_or_skipped(tmp_path, monkeypatch):
     path.write_bytes(content)
     assert shards.is_intact(tmp_path / "c", thorough=False) and not shards.is_intact(tmp_path / "c", thorough=True)
     stream = shards.read(tmp_path / "c", "train", np.dtype(np.uint8)).ids
-    assert stream.slice(0, 48).tolist() == list(range(48)) and stream.slice(64, 100)[0] == 64
+    assert stream[0:48].tolist() == list(range(48)) and stream[64:100][0] == 64
     with pytest.raises(Damaged, match=rf"{path} is damaged between the byte offsets 48 and 64.*--damaged skip"):
-        stream.slice(63, 64)
+        stream[63:64]
     batches = Batches(stream, 18, 5, 0)
     with pytest.raises(Damaged, match="offsets 48 and 64"):
         batches(0)

@@ -142,7 +142,7 @@ def test_two_processes_at_once_both_succeed(tmp_path, cache):
     script = (
         "import sys; from research.data.tokens import prepare; sys.stdin.readline();"
         f"c = prepare({data!r}, 'bpe:300', cache_dir={str(cache)!r});"
-        "print(c.train.tokens.slice(0, len(c.train)).sum(), len(c.eval), c.tokenizer_fingerprint)"
+        "print(c.train.tokens[:].sum(), len(c.eval), c.tokenizer_fingerprint)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", "-c", script]
