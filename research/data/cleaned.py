@@ -76,4 +76,5 @@ def from_numbers(numbers: Mapping[str, int]) -> Counts | None:
         kind: {name.removeprefix(f"{kind} "): n for name, n in numbers.items() if name.startswith(f"{kind} ")}
         for kind in ("dropped", "changed")
     }
-    return Counts(*(numbers[name] for name in _NUMBERS), **named)
+    records, kept, characters_in, characters_out = (numbers[name] for name in _NUMBERS)
+    return Counts(records, kept, characters_in, characters_out, named["dropped"], named["changed"])

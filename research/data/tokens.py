@@ -101,7 +101,15 @@ def prepare(
         shards.discard(folder)
     with reporting(f"tokenising {data}", progress) as report:
         make = _maker(source, built, report)
-        cached = shards.prepare(folder, len(source.units), make, about, partial(_check, source.name))
+        try:
+            cached = shards.prepare(folder, len(source.units), make, about, partial(_check, source.name))
+        except UserError as error:
+            if out is None or not isinstance(error.__cause__, OSError):
+                raise
+            why = error.__cause__.strerror or error.__cause__
+            raise UserError(
+                f"cannot write {folder}: {why}. Free some space, or give another folder by --out."
+            ) from error
     if out is not None:
         _put_tokenizer(folder, built)
     return _corpus(folder, built, cached)
