@@ -8,6 +8,7 @@ from typing import Any
 
 from research.core.errors import UserError
 from research.data import command_line
+from research.data.progress import reporting
 
 PROG = "research data prepare SOURCE"
 
@@ -37,13 +38,20 @@ def prepare(argv: Sequence[str]) -> int:
 
 def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
     """Makes sure that a source is prepared; returns where it lies and what there is by split, as JSON values. `mb_per_second` is of the text that
-    was tokenised, None where it was found ready. Raises UserError as `tokens.prepare` does."""
+    was read, with all that it takes to make the tokeniser; None where the corpus was found ready. Raises UserError as `tokens.prepare` does."""
     from research.data import tokens
 
-    start = time.perf_counter()
-    corpus = tokens.prepare(
-        source, arguments.tokenizer, text_field=arguments.text_field, clean=arguments.clean, out=arguments.out
-    )
+    start, read = time.perf_counter(), 0
+    with reporting(f"tokenising {source}") as report:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal read
+            read = done
+            report(done, total)
+
+        corpus = tokens.prepare(
+            source, arguments.tokenizer, text_field=arguments.text_field, clean=arguments.clean, out=arguments.out, progress=progress
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     streams = {"train": corpus.train, "validation": corpus.eval, "test": corpus.test}
     splits = {
@@ -56,7 +64,7 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
         "source": source, "folder": str(corpus.folder), "found_ready": corpus.cached, "tokenizer": corpus.tokenizer.kind,
         "vocabulary": corpus.tokenizer.vocab_size, "splits": splits, "bytes_per_token": size / count,
         "cleaning": None if corpus.cleaning is None else corpus.cleaning.to_json(),
-        "seconds": seconds, "mb_per_second": None if corpus.cached else size / 1e6 / seconds,
+        "seconds": seconds, "mb_per_second": None if corpus.cached else read / 1e6 / seconds,
     }  # fmt: skip
 
 

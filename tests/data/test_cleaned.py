@@ -192,3 +192,8 @@ def test_progress_of_what_is_cleaned_counts_what_is_read(folder, tmp_path):
     prepare(str(folder), "byte", cache_dir=tmp_path, clean="plain", progress=lambda *pair: seen.append(pair))
     size = sum(len(text.encode()) for text in texts(60))
     assert seen[-1] == (size, size) and tokens.TOKENIZER == "byte"
+
+
+def test_the_documentation_has_the_thresholds_that_the_code_has():
+    document = Path(tokens.__file__).parents[2] / "docs" / "data.md"
+    assert cleaning.threshold_table() in document.read_text(encoding="utf-8")
