@@ -53,6 +53,13 @@ def families(argv: Sequence[str]) -> int:
     return listing.main(argv)
 
 
+def data(argv: Sequence[str]) -> int:
+    """prepare|preview|stats|mix|dedup: tokenise and clean a source, look at the batch of a step, count, mix, drop duplicates"""
+    from research.data import command
+
+    return command.main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """train|data|sample: measure a claim, beside a peer or a physical limit in the same run"""
     from research.bench import command
@@ -66,6 +73,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "convert": convert,
     "families": families,
+    "data": data,
     "bench": bench,
 }
 

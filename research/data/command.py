@@ -1,0 +1,142 @@
+"""`research data NAME ...`: one verb for what can be done with a source, and `prepare`, which makes tokens of it."""
+
+import dataclasses
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from research.core.errors import UserError
+from research.data import command_line
+from research.data.progress import reporting
+
+PROG = "research data prepare SOURCE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Makes the tokens of SOURCE (docs/data.md lists the forms), in the cache or in a folder. Work that was cut off goes on where it stood."""
+
+    tokenizer: str | None = (
+        None  # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what the source was prepared with
+    )
+    text_field: str | None = (
+        None  # of records: the field that holds the text, or a text with fields in braces; None: text
+    )
+    clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
+    out: str | None = None  # a new folder to make it in, with the tokeniser; prepared:FOLDER then names it
+    json: bool = False  # the last line is one JSON object
+    debug: bool = False  # tracebacks instead of one-line errors
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """SOURCE: make its tokens, once, cleaned if asked for"""
+    source, arguments = command_line.parse(Arguments(), argv, PROG)
+    found = prepared(source, arguments)
+    return command_line.show(prepared_lines(found), found, arguments.json)
+
+
+def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
+    """Makes sure that a source is prepared; returns where it lies and what there is by split, as JSON values. `mb_per_second` is of the text that
+    was read, with all that it takes to make the tokeniser; None where the corpus was found ready. Raises UserError as `tokens.prepare` does."""
+    from research.data import tokens
+
+    start, read = time.perf_counter(), 0
+    with reporting(f"tokenising {source}") as report:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal read
+            read = done
+            report(done, total)
+
+        corpus = tokens.prepare(
+            source, arguments.tokenizer, text_field=arguments.text_field, clean=arguments.clean, out=arguments.out, progress=progress
+        )  # fmt: skip
+    seconds = time.perf_counter() - start
+    streams = {"train": corpus.train, "validation": corpus.eval, "test": corpus.test}
+    splits = {
+        name: {"documents": len(one.begins) if len(one) else 0, "tokens": len(one), "bytes": one.bytes}
+        for name, one in streams.items()
+        if one is not None
+    }
+    size, count = (sum(split[unit] for split in splits.values()) for unit in ("bytes", "tokens"))
+    return {
+        "source": source, "folder": str(corpus.folder), "found_ready": corpus.cached, "tokenizer": corpus.tokenizer.kind,
+        "vocabulary": corpus.tokenizer.vocab_size, "splits": splits, "bytes_per_token": size / count,
+        "cleaning": None if corpus.cleaning is None else corpus.cleaning.to_json(),
+        "seconds": seconds, "mb_per_second": None if corpus.cached else read / 1e6 / seconds,
+    }  # fmt: skip
+
+
+def prepared_lines(found: dict[str, Any]) -> list[str]:
+    """Returns what `prepared` found for a person."""
+    how = "found ready" if found["found_ready"] else f"made at {found['mb_per_second']:.3g} MB/s"
+    names = ("documents", "tokens", "bytes")
+    out = [f"{found['folder']}: {how}, {found['seconds']:.1f} s", ""]
+    out += command_line.table(
+        ["split", *names], [[split, *(one[name] for name in names)] for split, one in found["splits"].items()]
+    )
+    out += ["", f"{found['bytes_per_token']:.3f} bytes a token, {found['vocabulary']:,} ids ({found['tokenizer']})"]
+    return out if found["cleaning"] is None else [*out, "", *cleaning_lines(found["cleaning"])]
+
+
+def cleaning_lines(counts: dict[str, Any]) -> list[str]:
+    """Returns what cleaning did (`cleaning.Counts.to_json`) for a person, the largest numbers first."""
+    kept = f"cleaning kept {counts['kept']:,} of {counts['records']:,} texts"
+    out = [f"{kept}, {counts['characters_out']:,} of {counts['characters_in']:,} characters"]
+    for verb in ("dropped", "changed"):
+        ranked = sorted(counts[verb].items(), key=lambda item: (-item[1], item[0]))
+        out += [f"  {verb} {count:>12,}  {name}" for name, count in ranked]
+    return out
+
+
+def preview(argv: Sequence[str]) -> int:
+    """SOURCE --step N: the batch that training takes at a step; pictures and spectrograms of media"""
+    from research.data import preview
+
+    return preview.main(argv)
+
+
+def stats(argv: Sequence[str]) -> int:
+    """SOURCE: records, lengths, languages, duplicates; classes and sizes of media"""
+    from research.data import stats
+
+    return stats.main(argv)
+
+
+def mix(argv: Sequence[str]) -> int:
+    """FILE.json: check a mixture; shares and epochs of its sources"""
+    from research.data import mix
+
+    return mix.main(argv)
+
+
+def dedup(argv: Sequence[str]) -> int:
+    """SOURCE --out FILE.jsonl: write the records without duplicates and without parts of a benchmark"""
+    from research.data import dedup
+
+    return dedup.main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "prepare": prepare, "preview": preview, "stats": stats, "mix": mix, "dedup": dedup,
+}  # fmt: skip
+
+
+def usage() -> str:
+    """The commands, one line each."""
+    lines = ["usage: research data NAME ... [options] [--json]", ""]
+    lines += [f"  {name:<8} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "research data NAME --help lists the options."])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns 0. Raises UserError for one that there is not and for input that cannot be used."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.3) if argv else []
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}"
+        raise UserError((f"there is no command {argv[0]!r}" if argv else "usage: research data NAME ...") + hint)
+    return COMMANDS[argv[0]](argv[1:])
