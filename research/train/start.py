@@ -12,6 +12,7 @@ from research.core import params as P
 from research.core import sharding
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
+from research.data.tokens import PREPARED
 from research.families.family import NOT_ARCHITECTURE
 from research.model import transformer
 from research.train import rundir
@@ -31,7 +32,7 @@ class Start:
     """A config with the model that it starts from, that model's tokeniser or the name of one, and what reads its weights; None: they are drawn."""
 
     config: Config
-    tokenizer: str | Tokenizer
+    tokenizer: str | Tokenizer | None  # None: that of the prepared corpus
     weights: Weights | None
 
 
@@ -43,7 +44,8 @@ def resolve(config: Config) -> Start:
     model, or one without a tokeniser.
     """
     if config.init_from is None:
-        return Start(config, config.tokenizer or TOKENIZER, None)
+        own = config.tokenizer is None and config.data.startswith(PREPARED)
+        return Start(config, None if own else config.tokenizer or TOKENIZER, None)
     opened = open_source(config.init_from)
     if isinstance(opened, Run):
         model, tokenizer, place = opened.model, opened.tokenizer, opened.path / "tokenizer.json"
