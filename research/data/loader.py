@@ -1,4 +1,4 @@
-"""Batches as pure functions of the step: windows of a token stream, shuffled anew in every epoch.
+"""Batches as pure functions of the step, and of all kinds the plainest: windows of a token stream, shuffled anew in every epoch.
 
 Record r = step * B + row of the run is window pi_e(r mod W) of epoch e = r div W, where pi_e is a permutation computed
 by index and the W windows of an epoch start at phase_e + k * T, without overlap. The phase is drawn anew for every
@@ -9,7 +9,7 @@ any order, on any host.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,13 +18,87 @@ from research.data.permutation import mix, permute
 from research.data.prefetch import prefetch
 from research.data.shards import Damaged, Ids
 
-__all__ = ["Batch", "Batches", "EvalBatches", "prefetch"]
+__all__ = ["Batch", "Batches", "ByIndex", "ByStep", "EvalBatches", "prefetch"]
 
 Batch = dict[str, np.ndarray]
 
 
+class ByStep:
+    """Training batches of every kind. Row i of step s is record r = s * B + i of the run, and what it holds depends on r alone."""
+
+    batch_size: int
+    context: int  # tokens of a row
+    part: tuple[int, int]  # (index, count) of the processes that share a batch
+
+    def read(self, records: np.ndarray) -> Batch:
+        """Returns the rows of records by their numbers, whole numbers [B] in any order."""
+        raise NotImplementedError
+
+    def rows(self, process_index: int, process_count: int) -> Self:
+        """Returns the same batches, of which this process reads only its rows; all processes' rows in order are the
+        global batch."""
+        return replace(self, part=(process_index, process_count))  # pyright: ignore[reportArgumentType]
+
+    def records(self, step: int) -> np.ndarray:
+        """Returns the numbers of this process's records in the batch of a step, uint64 [rows]."""
+        if step < 0:
+            raise ValueError(f"step must not be negative: {step}")
+        first, count = _rows_of(self.part, self.batch_size)
+        return np.arange(count, dtype=np.uint64) + np.uint64(step * self.batch_size + first)
+
+    def __call__(self, step: int) -> Batch:
+        return self.read(self.records(step))
+
+
+class ByIndex:
+    """Evaluation batches of every kind: `count` rows one after another, each once; what fills up the last batch has weight 0.
+
+    `len()` batches, by index or by iteration. With `limit_batches` at most so many, of rows spread evenly over all.
+    """
+
+    batch_size: int
+    context: int
+    limit_batches: int | None
+    part: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """Rows that cover the split once."""
+        raise NotImplementedError
+
+    def read(self, numbers: np.ndarray) -> Batch:
+        """Returns rows by their numbers, whole numbers [B]; from `count` on they are zeros of weight 0."""
+        raise NotImplementedError
+
+    def rows(self, process_index: int, process_count: int) -> Self:
+        """Returns the same batches, of which this process reads only its rows."""
+        return replace(self, part=(process_index, process_count))  # pyright: ignore[reportArgumentType]
+
+    def __len__(self) -> int:
+        return min(-(-self.count // self.batch_size), self.limit_batches or self.count)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self(index) for index in range(len(self)))
+
+    def __call__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        first, rows = _rows_of(self.part, self.batch_size)
+        numbers = index * self.batch_size + first + np.arange(rows)
+        chosen = len(self) * self.batch_size
+        return self.read(numbers * self.count // chosen if chosen < self.count else numbers)
+
+
+def shuffled(records: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `(numbers, keys)`, uint64 [B] each: what stands at the records in epochs of `count` things, each of which is in its own
+    order, and a number drawn for the epoch."""
+    epochs, within = np.divmod(records.astype(np.uint64, copy=False), np.uint64(count))
+    keys = mix(epochs ^ mix(np.array([seed % 2**64], np.uint64)))
+    return permute(within, count, keys), keys
+
+
 @dataclass(frozen=True, eq=False)
-class Batches:
+class Batches(ByStep):
     """Training batches of `batch_size` rows of `context` tokens. `stream` is a TokenStream or an array of ids, [n].
 
     Calling it with a step gives `tokens` int32 [B, T], `targets` int32 [B, T] (the next tokens) and `weights` float32
@@ -39,7 +113,7 @@ class Batches:
     damaged: str = "fatal"  # "skip": a row that lies in a damaged shard has weight 0
 
     def __post_init__(self):
-        _check(self)
+        check(self)
         if len(self._ids) < self.context + 1:
             raise UserError(
                 f"the text to train on has {len(self._ids)} tokens, fewer than one context and its targets "
@@ -55,28 +129,21 @@ class Batches:
         """Windows in an epoch: as many as fit whatever the phase, and at least one."""
         return max(1, (len(self._ids) - self.context) // self.context)
 
-    def rows(self, process_index: int, process_count: int) -> "Batches":
-        """Returns the same batches, of which this process reads only its rows; all processes' rows in order are the
-        global batch."""
-        return replace(self, part=(process_index, process_count))
-
-    def __call__(self, step: int) -> Batch:
-        return _cut(self._ids, self.starts(step), self.context, self.damaged)
+    def read(self, records: np.ndarray) -> Batch:
+        return _cut(self._ids, self._starts(records), self.context, self.damaged)
 
     def starts(self, step: int) -> np.ndarray:
         """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
-        if step < 0:
-            raise ValueError(f"step must not be negative: {step}")
-        first, count = _rows_of(self.part, self.batch_size)
-        records = np.arange(count, dtype=np.uint64) + np.uint64(step * self.batch_size + first)
-        epochs, within = np.divmod(records, np.uint64(self.windows))
-        keys = mix(epochs ^ mix(np.array([self.seed % 2**64], np.uint64)))
+        return self._starts(self.records(step))
+
+    def _starts(self, records: np.ndarray) -> np.ndarray:
+        numbers, keys = shuffled(records, self.windows, self.seed)
         phases = mix(~keys) % np.uint64(min(self.context, len(self._ids) - self.windows * self.context))
-        return (phases + permute(within, self.windows, keys) * np.uint64(self.context)).astype(np.int64)
+        return (phases + numbers * np.uint64(self.context)).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class EvalBatches:
+class EvalBatches(ByIndex):
     """The stream from its first token to its last, each but the first a target exactly once; what fills up the last
     batch has weight 0.
 
@@ -93,9 +160,7 @@ class EvalBatches:
     damaged: str = "fatal"
 
     def __post_init__(self):
-        _check(self)
-        if self.limit_batches is not None and self.limit_batches < 1:
-            raise UserError(f"at least 1 batch has to be evaluated, not {self.limit_batches}.")
+        check(self)
         if len(self._ids) < 2:
             raise UserError(
                 f"the held-out text has {len(self._ids)} token(s): too few to predict one from another. Give more text."
@@ -106,38 +171,22 @@ class EvalBatches:
         return Ids.of(getattr(self.stream, "tokens", self.stream))
 
     @property
-    def windows(self) -> int:
+    def count(self) -> int:
         """Windows that cover the stream; the last may be shorter than the context."""
         return -(-(len(self._ids) - 1) // self.context)
 
-    def rows(self, process_index: int, process_count: int) -> "EvalBatches":
-        """Returns the same batches, of which this process reads only its rows."""
-        return replace(self, part=(process_index, process_count))
-
-    def __len__(self) -> int:
-        return min(-(-self.windows // self.batch_size), self.limit_batches or self.windows)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self(index) for index in range(len(self)))
-
-    def __call__(self, index: int) -> Batch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        first, count = _rows_of(self.part, self.batch_size)
-        number = index * self.batch_size + first + np.arange(count)
-        chosen = len(self) * self.batch_size
-        return _cut(
-            self._ids,
-            (number * self.windows // chosen if chosen < self.windows else number) * self.context,
-            self.context,
-            self.damaged,
-        )
+    def read(self, numbers: np.ndarray) -> Batch:
+        return _cut(self._ids, numbers * self.context, self.context, self.damaged)
 
 
-def _check(batches: Batches | EvalBatches) -> None:
+def check(batches: ByStep | ByIndex) -> None:
+    """Raises UserError for sizes below 1 and a batch that its processes cannot share equally."""
     for name in ("batch_size", "context"):
         if getattr(batches, name) < 1:
             raise UserError(f"{name} must be at least 1, not {getattr(batches, name)}.")
+    limit = getattr(batches, "limit_batches", None)
+    if limit is not None and limit < 1:
+        raise UserError(f"at least 1 batch has to be evaluated, not {limit}.")
     index, count = batches.part
     if not 0 <= index < count:
         raise ValueError(f"process {index} of {count}")

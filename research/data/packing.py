@@ -7,12 +7,13 @@ best fit by shifts, so that a document costs T / 64 words at worst, whatever the
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from research.core.errors import UserError
 from research.data.loader import Batch
+from research.data.shards import Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +106,18 @@ def _best_fit(sizes: np.ndarray, T: int) -> np.ndarray:
 
 
 def rows(
-    packing: Packing, bins: np.ndarray, ids: np.ndarray, offsets: np.ndarray, learned: np.ndarray | None = None
+    packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, learned: np.ndarray | None = None
 ) -> Batch:
     """Returns the batch of the given bins, whole numbers [B]. Document d is `ids[offsets[d] : offsets[d + 1]]`, its separator
-    its last token where the tokeniser has one.
+    its last token where the tokeniser has one. `ids`: an array [n], or `shards.Ids`, of which only the rows' pieces are read.
 
     `tokens` int32 [B, T]; `targets` int32 [B, T], the next token of the same document; `weights` float32 [B, T]; `segments`
     int32 [B, T], 1, 2, 3, ... in each row as `model.positions.documents` reads them.
 
     The weight of a place is that of its target, `learned` of it, [tokens of ids], or 1 if that is None. A document's last
     token has no target and weight 0; one at the end of a piece that was cut has the next piece's first token for its target.
-    Padding has token, target, weight and segment 0. Raises ValueError for documents shorter than those that were packed.
+    Padding has token, target, weight and segment 0. Raises ValueError for documents shorter than those that were packed, and what
+    `ids` raises where they are damaged.
     """
     bins, offsets = np.asarray(bins, np.int64), np.asarray(offsets, np.int64)
     counts = packing.offsets[bins + 1] - packing.offsets[bins]
@@ -126,7 +128,9 @@ def rows(
         raise ValueError("the documents are shorter than those that were packed")
     at = np.repeat(begins, sizes) + _within(sizes)
     has_target = at + 1 < np.repeat(ends, sizes)
-    target_at = np.minimum(at + 1, len(ids) - 1)
+    read = np.minimum(sizes + 1, ends - begins)  # with the target of the last token, where it has one
+    found = _read(ids, begins, begins + read)
+    place = np.repeat(np.cumsum(read) - read, sizes) + _within(sizes)
     per_bin = np.add.reduceat(sizes, np.cumsum(counts) - counts) if len(sizes) else counts
     places = np.repeat(packing.length * np.arange(len(bins)), per_bin) + _within(per_bin)
 
@@ -136,8 +140,15 @@ def rows(
         return flat.reshape(len(bins), packing.length)
 
     return {
-        "tokens": laid_out(ids[at], np.int32),
-        "targets": laid_out(np.where(has_target, ids[target_at], 0), np.int32),
-        "weights": laid_out(has_target if learned is None else np.where(has_target, learned[target_at], 0), np.float32),
+        "tokens": laid_out(found[place], np.int32),
+        "targets": laid_out(np.where(has_target, found[place + has_target], 0), np.int32),
+        "weights": laid_out(has_target if learned is None else has_target * learned[at + has_target], np.float32),
         "segments": laid_out(np.repeat(_within(counts) + 1, sizes), np.int32),
     }
+
+
+def _read(ids: Any, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The ids between each pair of places, one after another."""
+    ids = Ids.of(ids)
+    slices = [ids.slice(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+    return np.concatenate([np.empty(0, ids.dtype), *slices])
