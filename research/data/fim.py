@@ -5,14 +5,18 @@ A document is cut at two places into a prefix, a middle and a suffix, none of th
     PSM    [prefix] prefix [suffix] suffix [middle] middle [end]
     SPM    [prefix] [suffix] suffix [middle] prefix middle [end]
 
-SPM is the paper's form for training on both (section 3.1): the middle follows its prefix in either.
+SPM is the paper's form for training on both (section 3.1): the middle follows its prefix in either. In batches the documents
+are those of each row, so rows are cut before documents are rearranged (the paper's context-level fill in the middle).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from research.core.errors import UserError
+from research.data.encoding import Tokenizer
+from research.data.loader import Batch, ByStep
 from research.data.permutation import mix
 
 SHORTEST = 3  # tokens, one for each part
@@ -30,6 +34,27 @@ class Sentinels:
     def __post_init__(self):
         if len({self.prefix, self.middle, self.suffix}) < 3:
             raise UserError(f"the sentinels of fill in the middle are not three different ids: {self}.")
+
+
+# Prefix, middle, suffix and, where the separator does not end it, the end: of Qwen2.5-Coder and CodeGemma; StarCoder; SantaCoder; Code Llama.
+NAMES = (
+    ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    ("<fim_prefix>", "<fim_middle>", "<fim_suffix>"),
+    ("<fim-prefix>", "<fim-middle>", "<fim-suffix>"),
+    ("▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"),
+)
+
+
+def sentinels_of(tokenizer: Tokenizer) -> Sentinels:
+    """Returns the sentinels that a tokeniser has under one of the usual `NAMES`. Raises UserError where it has none."""
+    for names in NAMES:
+        ids = [tokenizer.token_id(name) for name in names]
+        if None not in ids:
+            return Sentinels(*ids)  # pyright: ignore[reportArgumentType]
+    tried = "; ".join(" ".join(names) for names in NAMES)
+    raise UserError(
+        f"the tokeniser {tokenizer.kind!r} has no sentinels for fim_rate. Leave fim_rate out, or take a tokeniser with these tokens: {tried}"
+    )
 
 
 def fill_in_middle(
@@ -58,3 +83,80 @@ def fill_in_middle(
         parts = [[sentinels.prefix], prefix, [sentinels.suffix], suffix, [sentinels.middle], middle]
     end = [] if sentinels.end is None else [sentinels.end]
     return np.concatenate([np.asarray(part, ids.dtype) for part in [*parts, end]])
+
+
+@dataclass(frozen=True, eq=False)
+class FilledIn:
+    """Training batches of text whose documents are rearranged with probability `rate`, each by itself.
+
+    A document is what lies between separators, in packed rows within a segment; whether and how it is rearranged depends on (seed, number of the
+    record, number of the document in the row). It keeps its segment and its separator, and every token of it is learned. A document with a
+    token that does not weigh 1 stays as it is. Sentinels make rows longer: what goes beyond the T tokens of a row is cut off at
+    its end, after they are rearranged, so that a row's last document may lack the end of its middle, in which case it has no end either.
+    """
+
+    text: ByStep
+    sentinels: Sentinels
+    rate: float
+    seed: int
+    separator: int | None
+
+    def rows(self, process_index: int, process_count: int) -> "FilledIn":
+        """Returns the same batches, of which this process makes only its rows."""
+        return replace(self, text=self.text.rows(process_index, process_count))
+
+    def __call__(self, step: int) -> Batch:
+        return self.read(self.text.records(step))
+
+    def read(self, records: np.ndarray) -> Batch:
+        """Returns the rows of records by their numbers, whole numbers [B]."""
+        batch = self.text.read(records)
+        keys = mix(mix(np.array([self.seed % 2**64], np.uint64)) ^ records.astype(np.uint64))
+        made = [
+            self._row({name: array[i] for name, array in batch.items()}, key)
+            for i, key in enumerate(keys.astype(np.uint64))
+        ]
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+    def _row(self, row: Batch, key: np.uint64) -> Batch:
+        """The row of T tokens, its documents rearranged."""
+        T, number, parts = len(row["tokens"]), 0, []
+        for segment in _segments(row):
+            weights = segment["weights"]
+            goes_on = weights[-1] > 0  # the last token has a target, which is not in the row
+            if (weights[:-1] == 1).all() and weights[-1] in (0, 1) and len(weights) > 1:
+                ids = np.concatenate([segment["tokens"], segment["targets"][-1:] if goes_on else []]).astype(np.int32)
+                pieces = np.split(ids, np.flatnonzero(ids == self.separator) + 1)
+                made = np.concatenate([self._document(one, key, number + i) for i, one in enumerate(pieces)])
+                number += len(pieces)
+                segment = _of_ids(made, goes_on, segment)
+            parts.append(segment)
+        whole = {name: np.concatenate([part[name] for part in parts])[:T] for name in row}
+        return {name: np.pad(array, (0, T - len(array))) for name, array in whole.items()}
+
+    def _document(self, ids: np.ndarray, key: np.uint64, number: int) -> np.ndarray:
+        ends = len(ids) > 0 and ids[-1] == self.separator
+        body, rest = (ids[:-1], ids[-1:]) if ends else (ids, ids[:0])
+        drawn = int(mix(np.array([key], np.uint64) ^ np.uint64(number))[0])
+        return np.concatenate([fill_in_middle(body, drawn, self.sentinels, self.rate), rest])
+
+
+def _segments(row: Batch) -> Iterator[Batch]:
+    """The parts of a row between which no token is predicted from another; padding is left out. All of it, where it has no segments."""
+    if "segments" not in row:
+        yield row
+        return
+    numbers = row["segments"]
+    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    for a, b in zip(bounds, bounds[1:], strict=False):
+        if numbers[a] > 0 or b - a == len(numbers):
+            yield {name: array[a:b] for name, array in row.items()}
+
+
+def _of_ids(ids: np.ndarray, goes_on: bool, like: Batch) -> Batch:
+    """The segment of ids that all are learned, the last of them a target alone if it `goes_on`."""
+    tokens, targets = (ids[:-1], ids[1:]) if goes_on else (ids, np.append(ids[1:], 0))
+    weights = np.ones(len(tokens), np.float32)
+    weights[-1] = goes_on
+    made = {"tokens": tokens, "targets": targets.astype(np.int32), "weights": weights}
+    return made | ({"segments": np.full(len(tokens), like["segments"][0])} if "segments" in like else {})

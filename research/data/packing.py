@@ -105,9 +105,7 @@ def _best_fit(sizes: np.ndarray, T: int) -> np.ndarray:
     return bins
 
 
-def rows(
-    packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, learned: np.ndarray | None = None
-) -> Batch:
+def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, learned: np.ndarray | None = None) -> Batch:
     """Returns the batch of the given bins, whole numbers [B]. Document d is `ids[offsets[d] : offsets[d + 1]]`, its separator
     its last token where the tokeniser has one. `ids`: an array [n], or `shards.Ids`, of which only the rows' pieces are read.
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.loader import Batch, Batches, EvalBatches
+from research.data.loader import Batch, ByIndex, ByStep
 from research.model.blanks import BlankIds
 from research.model.config import check_choices, require
 
@@ -52,7 +52,7 @@ class Blanked:
     Raises UserError for rows of fewer than 3 tokens.
     """
 
-    text: Batches | EvalBatches
+    text: ByStep | ByIndex
     ids: BlankIds
     config: InfillConfig = InfillConfig()
     seed: int = 0
@@ -72,7 +72,7 @@ class Blanked:
         return dataclasses.replace(self, text=self.text.rows(process_index, process_count))
 
     def __len__(self) -> int:
-        assert isinstance(self.text, EvalBatches), "training has no end of its own"
+        assert isinstance(self.text, ByIndex), "training has no end of its own"
         return len(self.text)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ import jax
 from research.core import config as core_config
 from research.core import host
 from research.core.errors import UserError
-from research.data.tokens import prepare
+from research.data.mixed import prepare
 from research.train import compile_cache, program, start, trackers
 from research.train.checkpoint import Checkpointer, Keep
 from research.train.config import Arguments, Config, Experiment, identity

@@ -19,7 +19,7 @@ from research.train.trackers import TrackerName
 class Config:
     """One experiment. Lengths in optimiser steps, rows or tokens; None turns a thing off unless its comment says otherwise."""
 
-    data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, csv:PATH, pairs:A,B, tfds:NAME, ..., or a path (docs/data.md)
+    data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, csv:PATH, pairs:A,B, tfds:NAME, mix:FILE.json, ..., or a path (docs/data.md)
     text_field: str | None = (
         None  # of records: the field that holds the text, or a text with fields in braces; None: text
     )
@@ -35,6 +35,10 @@ class Config:
     steps: int = 1000
     batch_size: int = 16  # rows in one optimiser step
     sequence_length: int | None = None  # tokens of a row; None: model.context
+    rows: Literal["windows", "packed"] = (
+        "windows"  # of all documents one after the other; packed: of whole documents, each seen by itself
+    )
+    fim_rate: float | None = None  # share of the documents that are rearranged to fill in the middle, in training
     micro_batches: int = 1  # passes that one batch is split into
     seed: int = 0  # initial weights, dropout and order of the data
     init_scale: float = 1.0
@@ -78,6 +82,9 @@ class Config:
         require(
             fits, "sequence_length", self.sequence_length, f"at most model.context {context}: positions are learned"
         )
+        rate = self.fim_rate
+        require(rate is None or 0 < rate <= 1, "fim_rate", rate, "a share above 0 and at most 1")
+        require(self.rows in ("windows", "packed"), "rows", self.rows, "windows or packed")
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number in [0, 2^32)")
         require(
             self.batch_size % self.micro_batches == 0,

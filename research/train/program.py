@@ -13,7 +13,8 @@ from research.core import chips, host, sharding
 from research.core import hypers as H
 from research.core import params as P
 from research.core.errors import UserError
-from research.data.loader import Batches, EvalBatches
+from research.data import batches, fim
+from research.data.loader import ByIndex, ByStep, EvalBatches
 from research.data.tokens import Corpus
 from research.model import blanks, flops, transformer
 from research.model.config import ModelConfig
@@ -86,11 +87,25 @@ class Program:
     # -- data
 
     @functools.cached_property
-    def batches(self) -> Batches | infill.Blanked:
+    def batches(self) -> ByStep | fim.FilledIn | infill.Blanked:
         """This process's rows of every training batch."""
         config = self.config
-        whole = Batches(self.corpus.train, config.batch_size, config.row_tokens, config.seed, damaged=config.damaged)
-        return self._posed(whole, config.seed).rows(jax.process_index(), jax.process_count())
+        whole = batches.training(
+            self.corpus, config.rows, config.batch_size, config.row_tokens, config.seed, config.damaged
+        )
+        posed = self._posed(whole if config.fim_rate is None else self._filled_in(whole), config.seed)
+        return posed.rows(jax.process_index(), jax.process_count())
+
+    def _filled_in(self, text: ByStep) -> fim.FilledIn:
+        """Batches of text with its documents rearranged. Raises UserError where the tokeniser or the model lacks the sentinels."""
+        tokenizer, rate = self.corpus.tokenizer, self.config.fim_rate or 0.0
+        sentinels = fim.sentinels_of(tokenizer)
+        largest = max(sentinels.prefix, sentinels.middle, sentinels.suffix, sentinels.end or 0)
+        if largest >= self.model.V:
+            raise UserError(
+                f"model.vocab_size is {self.model.V}, but fim_rate needs the id {largest}; leave vocab_size out"
+            )
+        return fim.FilledIn(text, sentinels, rate, self.config.seed, tokenizer.eot)
 
     def _posed(self, text: Any, seed: int) -> Any:
         """Batches of text as the task poses them."""
@@ -98,14 +113,11 @@ class Program:
         return text if ids is None else infill.Blanked(text, ids, self.config.task.infill, seed)
 
     @functools.cached_property
-    def held_out(self) -> EvalBatches | infill.Blanked:
-        """The held-out windows, some thousand tokens at a time, in rows that split over the devices."""
-        shards, context = sharding.batch_shards(self.mesh), self.config.row_tokens
-        windows = EvalBatches(self.corpus.eval, 1, context).windows
-        rows = min(max(1, EVAL_TOKENS // context), windows)
-        rows = math.ceil(rows / shards) * shards
-        text = EvalBatches(
-            self.corpus.eval, rows, context, limit_batches=self.config.eval_batches, damaged=self.config.damaged
+    def held_out(self) -> ByIndex | infill.Blanked:
+        """The held-out rows, some thousand tokens at a time, in rows that split over the devices."""
+        config, shards = self.config, sharding.batch_shards(self.mesh)
+        text = batches.held_out(
+            self.corpus, config.rows, EVAL_TOKENS, config.row_tokens, shards, config.eval_batches, config.damaged
         )
         return self._posed(text, seed=0)
 
@@ -113,7 +125,7 @@ class Program:
     def held_out_text(self) -> tuple[bytes, int]:
         """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in, ends of blanks included."""
         held_out, tokenizer = self.held_out, self.corpus.tokenizer
-        if isinstance(held_out, EvalBatches) and len(held_out) * held_out.batch_size >= held_out.windows:
+        if isinstance(held_out, EvalBatches) and len(held_out) * held_out.batch_size >= held_out.count:
             return tokenizer.decode_bytes(np.asarray(self.corpus.eval.tokens)), len(self.corpus.eval) - 1
         tokens = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in held_out])
         return tokenizer.decode_bytes(tokens[tokens < tokenizer.vocab_size]), len(tokens)
@@ -202,8 +214,8 @@ class Program:
         total = {name: math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight")}
         return total["nll"] / total["weight"]
 
-    def _local(self, batches: EvalBatches | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
-        return iter(batches.rows(jax.process_index(), jax.process_count()))
+    def _local(self, rows: ByIndex | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
+        return iter(rows.rows(jax.process_index(), jax.process_count()))
 
     def sample(self, state: S.State) -> str:
         """The config's prompt and what the model makes of it."""
@@ -231,6 +243,8 @@ def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> P
         raise UserError(
             f"task.kind is {config.task.kind!r}, but model.patterns are {model.patterns!r}; make it {expected!r}"
         )
+    if model.fills_blanks and (config.rows != "windows" or config.fim_rate is not None):
+        raise UserError("a model that fills blanks learns them from windows; leave rows and fim_rate out")
     built = Program(config, corpus, model, mesh, C.hypers(config), weights)
     _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
     return built

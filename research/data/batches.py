@@ -1,0 +1,37 @@
+"""The batches of a corpus: windows or packed documents, of one source or of a mixture, to train on and to evaluate with."""
+
+from dataclasses import replace
+from typing import Literal
+
+from research.core.errors import UserError
+from research.data.loader import Batches, ByIndex, ByStep, EvalBatches
+from research.data.mixed import MixedBatches, MixedCorpus
+from research.data.packed import PackedBatches, PackedEvalBatches
+from research.data.tokens import Corpus
+
+Rows = Literal["windows", "packed"]
+_KINDS = {"windows": (Batches, EvalBatches), "packed": (PackedBatches, PackedEvalBatches)}
+
+
+def training(corpus: Corpus, rows: Rows, batch_size: int, context: int, seed: int, damaged: str = "fatal") -> ByStep:
+    """Returns the training batches of a corpus, whole. In a mixture every source is shuffled by the same seed. Raises UserError where it is
+    too short."""
+    kind = _KINDS[rows][0]
+    if not isinstance(corpus, MixedCorpus):
+        return kind(corpus.train, batch_size, context, seed, damaged=damaged)
+    made = []
+    for name, part in zip(corpus.names, corpus.parts, strict=True):
+        try:
+            made.append(kind(part.train, batch_size, context, seed, damaged=damaged))
+        except UserError as error:
+            raise UserError(f"in the mixture's source {name}, {error}") from error
+    return MixedBatches(made, corpus.stages_of_records(batch_size, context), batch_size)
+
+
+def held_out(corpus: Corpus, rows: Rows, tokens: int, context: int, shards: int, limit: int | None = None,
+             damaged: str = "fatal") -> ByIndex:  # fmt: skip
+    """Returns the held-out batches of a corpus, whole, of about so many tokens in rows that split over `shards` devices; with a `limit` at most
+    so many. Raises UserError where the corpus is too short."""
+    every = _KINDS[rows][1](corpus.eval, 1, context, damaged=damaged)
+    size = min(max(1, tokens // context), every.count)
+    return replace(every, batch_size=-(-size // shards) * shards, limit_batches=limit)
