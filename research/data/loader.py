@@ -203,7 +203,7 @@ def _rows_of(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
 def _cut(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
     """Windows of `context` tokens and their successors from each start; past the stream's end zeros of weight 0."""
     known = np.clip(len(ids) - 1 - starts, 0, context)
-    if known.min() == context:
+    if known.min(initial=context) == context:
         try:
             rows, weights = ids.windows(starts, context + 1), np.ones((len(starts), context), np.float32)
         except Damaged:

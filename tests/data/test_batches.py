@@ -35,7 +35,7 @@ def batches_of(kind: str, lengths, batch_size: int, context: int, seed: int):
     one = PackedBatches if "packed" in kind else Batches
     sources = [
         one(stream_of(own, first), batch_size, context, seed)
-        for own, first in ((lengths, 0), ([n + context for n in lengths[::-1]], 30_000))
+        for own, first in (([*lengths, context + 1], 0), ([n + context for n in lengths[::-1]], 30_000))
     ]
     stages = ((0, (2, "1/3")), (20, (0, 1)), (31, (1, 1)))
     made = MixedBatches(sources, stages, batch_size) if "mixed" in kind else sources[1]
@@ -236,5 +236,6 @@ def test_the_batches_of_a_seed_never_change():
     """A run continued after an update of the project must see the same data: these numbers are part of the format."""
     packed = PackedBatches(stream_of([5, 9, 3, 7, 2, 8, 6]), 4, 10, 0)
     mixed = MixedBatches([packed, PackedBatches(stream_of([10] * 9, 100), 4, 10, 0)], ((0, (2, 1)),), 6)
-    assert [packed(step)["tokens"][:, 0].tolist() for step in (0, 40)] == []
-    assert [mixed(step)["tokens"][:, 0].tolist() for step in (0, 40)] == []
+    assert [packed(step)["tokens"][:, 0].tolist() for step in (0, 40)] == [[14, 24, 0, 34], [34, 5, 14, 0]]
+    found = [mixed(step)["tokens"][:, 0].tolist() for step in (0, 40)]
+    assert found == [[14, 24, 120, 0, 34, 110], [34, 5, 140, 14, 0, 140]]
