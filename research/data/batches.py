@@ -10,19 +10,25 @@ from research.data.packed import PackedBatches, PackedEvalBatches
 from research.data.tokens import Corpus
 
 Rows = Literal["windows", "packed"]
-_KINDS = {"windows": (Batches, EvalBatches), "packed": (PackedBatches, PackedEvalBatches)}
 
 
-def training(corpus: Corpus, rows: Rows, batch_size: int, context: int, seed: int, damaged: str = "fatal") -> ByStep:
-    """Returns the training batches of a corpus, whole. In a mixture every source is shuffled by the same seed. Raises UserError where it is
-    too short."""
-    kind = _KINDS[rows][0]
+def training(
+    corpus: Corpus, rows: Rows, batch_size: int, context: int, seed: int, damaged: str = "fatal", room: int = 0
+) -> ByStep:
+    """Returns the training batches of a corpus, whole. In a mixture every source is shuffled by the same seed. Packed rows leave `room` for
+    each document. Raises UserError where the corpus is too short."""
+
+    def of(part: Corpus) -> ByStep:
+        if rows == "packed":
+            return PackedBatches(part.train, batch_size, context, seed, damaged=damaged, room=room)
+        return Batches(part.train, batch_size, context, seed, damaged=damaged)
+
     if not isinstance(corpus, MixedCorpus):
-        return kind(corpus.train, batch_size, context, seed, damaged=damaged)
+        return of(corpus)
     made = []
     for name, part in zip(corpus.names, corpus.parts, strict=True):
         try:
-            made.append(kind(part.train, batch_size, context, seed, damaged=damaged))
+            made.append(of(part))
         except UserError as error:
             raise UserError(f"in the mixture's source {name}, {error}") from error
     return MixedBatches(made, corpus.stages_of_records(batch_size, context), batch_size)
@@ -32,6 +38,6 @@ def held_out(corpus: Corpus, rows: Rows, tokens: int, context: int, shards: int,
              damaged: str = "fatal") -> ByIndex:  # fmt: skip
     """Returns the held-out batches of a corpus, whole, of about so many tokens in rows that split over `shards` devices; with a `limit` at most
     so many. Raises UserError where the corpus is too short."""
-    every = _KINDS[rows][1](corpus.eval, 1, context, damaged=damaged)
+    every = (PackedEvalBatches if rows == "packed" else EvalBatches)(corpus.eval, 1, context, damaged=damaged)
     size = min(max(1, tokens // context), every.count)
     return replace(every, batch_size=-(-size // shards) * shards, limit_batches=limit)

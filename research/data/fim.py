@@ -35,6 +35,11 @@ class Sentinels:
         if len({self.prefix, self.middle, self.suffix}) < 3:
             raise UserError(f"the sentinels of fill in the middle are not three different ids: {self}.")
 
+    @property
+    def count(self) -> int:
+        """How many tokens longer they make a document."""
+        return 3 if self.end is None else 4
+
 
 # Prefix, middle, suffix and, where the separator does not end it, the end: of Qwen2.5-Coder and CodeGemma; StarCoder; SantaCoder; Code Llama.
 NAMES = (
@@ -91,8 +96,9 @@ class FilledIn:
 
     A document is what lies between separators, in packed rows within a segment; whether and how it is rearranged depends on (seed, number of the
     record, number of the document in the row). It keeps its segment and its separator, and every token of it is learned. A document with a
-    token that does not weigh 1 stays as it is. Sentinels make rows longer: what goes beyond the T tokens of a row is cut off at
-    its end, after they are rearranged, so that a row's last document may lack the end of its middle, in which case it has no end either.
+    token that does not weigh 1 stays as it is. Sentinels make rows longer. Packed rows should have room for them (`PackedBatches.room`); what
+    still goes beyond the T tokens of a row, as it does in windows, is cut off at its end, after documents are rearranged, so that the last
+    of them may lack the end of its middle, in which case it has no end either.
     """
 
     text: ByStep

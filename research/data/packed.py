@@ -4,7 +4,7 @@ Record r of the run is bin pi_e(r mod W) of epoch e = r div W of W bins. The pac
 no row needs more of the stream than its own documents.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,14 @@ class Documents:
     packing: Packing = field(repr=False)
 
     @classmethod
-    def of(cls, stream: Any, context: int, what: str) -> "Documents":
-        """Those of a TokenStream, of which each document is packed, or of an array [n], which is one document; longer ones than the
-        `context` of a bin are cut. Raises UserError, naming `what` it is, where no token follows another of its document."""
+    def of(cls, stream: Any, context: int, what: str, room: int = 0) -> "Documents":
+        """Those of a TokenStream, of which each document is packed, or of an array [n], which is one document; longer ones than a bin of
+        `context` tokens are cut, and `room` tokens are left free for each piece. Raises UserError, naming `what` it is, where no token
+        follows another of its document, and for bins of no more than the room."""
         if isinstance(stream, cls):
             return stream
+        if context <= room:
+            raise UserError(f"rows of {context} tokens have no room for {room} besides a document's. Give longer rows.")
         ids = Ids.of(getattr(stream, "tokens", stream))
         begins = getattr(stream, "begins", np.zeros(1, np.int64))
         offsets = np.concatenate([[0], begins[begins > 0], [len(ids)]]).astype(np.int64)
@@ -38,7 +41,7 @@ class Documents:
                 f"{what} has {len(ids)} token(s) in documents of at most {lengths.max()}: too few to predict one from another. "
                 "Give documents of more than one token."
             )
-        return cls(ids, offsets, pack(lengths, context))
+        return cls(ids, offsets, _with_room(lengths, context, room))
 
     def read(self, bins: np.ndarray, learned: np.ndarray | None, damaged: str) -> Batch:
         """The rows of bins as `packing.rows` lays them out. Bins beyond the last and, if what is damaged is skipped, those that touch it are
@@ -64,6 +67,13 @@ class Documents:
         return True
 
 
+def _with_room(lengths: np.ndarray, context: int, room: int) -> Packing:
+    """The packing of documents into bins in which `room` tokens are free for each piece."""
+    longest = context - room
+    packing = pack(lengths + room * -(-lengths // longest), context)
+    return replace(packing, starts=packing.starts // context * longest, sizes=packing.sizes - room)
+
+
 def _among(found: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The rows found where they are there, among zeros."""
     whole = np.zeros((len(there), *found.shape[1:]), found.dtype)
@@ -76,8 +86,9 @@ class PackedBatches(ByStep):
     """Training batches of `batch_size` bins of `context` tokens. `stream` is a TokenStream, or an array of ids that is one document.
 
     Calling it with a step gives `tokens`, `targets` and `segments` int32 [B, T] and `weights` float32 [B, T], as `packing.rows` does.
-    `learned`, [tokens of the stream]: what each token weighs as a target, 1 where there is none. Raises UserError where no document has two
-    tokens.
+    `learned`, [tokens of the stream]: what each token weighs as a target, 1 where there is none. `room`: how many tokens of a bin are left
+    free for each document, or piece of one, so that it may be made longer. Raises UserError where no document has two tokens and for rows
+    that are no longer than the room.
     """
 
     stream: Any = field(repr=False)
@@ -87,10 +98,12 @@ class PackedBatches(ByStep):
     part: tuple[int, int] = (0, 1)
     damaged: str = "fatal"  # "skip": a row of which a document lies in a damaged shard has weight 0
     learned: np.ndarray | None = field(default=None, repr=False)
+    room: int = 0
 
     def __post_init__(self):
         check(self)
-        object.__setattr__(self, "stream", Documents.of(self.stream, self.context, "the text to train on"))
+        packed = Documents.of(self.stream, self.context, "the text to train on", self.room)
+        object.__setattr__(self, "stream", packed)
 
     @property
     def bins(self) -> int:

@@ -89,23 +89,26 @@ class Program:
     @functools.cached_property
     def batches(self) -> ByStep | fim.FilledIn | infill.Blanked:
         """This process's rows of every training batch."""
-        config = self.config
-        whole = batches.training(
-            self.corpus, config.rows, config.batch_size, config.row_tokens, config.seed, config.damaged
-        )
-        posed = self._posed(whole if config.fim_rate is None else self._filled_in(whole), config.seed)
-        return posed.rows(jax.process_index(), jax.process_count())
+        config, sentinels = self.config, self._sentinels()
+        text = batches.training(
+            self.corpus, config.rows, config.batch_size, config.row_tokens, config.seed, config.damaged,
+            room=0 if sentinels is None else sentinels.count,
+        )  # fmt: skip
+        if sentinels is not None and config.fim_rate is not None:
+            text = fim.FilledIn(text, sentinels, config.fim_rate, config.seed, self.corpus.tokenizer.eot)
+        return self._posed(text, config.seed).rows(jax.process_index(), jax.process_count())
 
-    def _filled_in(self, text: ByStep) -> fim.FilledIn:
-        """Batches of text with its documents rearranged. Raises UserError where the tokeniser or the model lacks the sentinels."""
-        tokenizer, rate = self.corpus.tokenizer, self.config.fim_rate or 0.0
-        sentinels = fim.sentinels_of(tokenizer)
-        largest = max(sentinels.prefix, sentinels.middle, sentinels.suffix, sentinels.end or 0)
+    def _sentinels(self) -> fim.Sentinels | None:
+        """The ids that fill in the middle takes, if it is wanted. Raises UserError where the tokeniser or the model lacks them."""
+        if self.config.fim_rate is None:
+            return None
+        found = fim.sentinels_of(self.corpus.tokenizer)
+        largest = max(found.prefix, found.middle, found.suffix, found.end or 0)
         if largest >= self.model.V:
             raise UserError(
                 f"model.vocab_size is {self.model.V}, but fim_rate needs the id {largest}; leave vocab_size out"
             )
-        return fim.FilledIn(text, sentinels, rate, self.config.seed, tokenizer.eot)
+        return found
 
     def _posed(self, text: Any, seed: int) -> Any:
         """Batches of text as the task poses them."""

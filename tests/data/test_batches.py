@@ -94,15 +94,16 @@ def test_what_a_batch_holds(kind):
     assert all(array.shape == (4, 8) for array in batch.values()) and batch["weights"].any()
 
 
-@given(lengths, st.integers(2, 12), st.integers(1, 6), seeds, st.integers(0, 4))
-def test_packed_documents_are_there_once_an_epoch(lengths, context, batch_size, seed, epoch):
-    batches = PackedBatches(stream_of(lengths, 1), batch_size, context, seed)
+@given(lengths, st.integers(2, 12), st.integers(1, 6), seeds, st.integers(0, 4), st.integers(0, 4))
+def test_packed_documents_are_there_once_an_epoch(lengths, context, batch_size, seed, epoch, room):
+    batches = PackedBatches(stream_of(lengths, 1), batch_size, context + room, seed, room=room)
     rows = batches.read(np.arange(epoch * batches.bins, (epoch + 1) * batches.bins))
     real = rows["segments"] > 0
     assert sorted(rows["tokens"][real]) == list(range(1, sum(lengths) + 1))
     seen = rows["weights"] > 0
     assert (rows["targets"][seen] == rows["tokens"][seen] + 1).all()
     assert seen.sum() == sum(lengths) - len(lengths)
+    assert ((~real).sum(1) >= room * rows["segments"].max(1)).all()
 
 
 def test_epochs_of_packed_rows_have_orders_of_their_own():
@@ -217,6 +218,7 @@ def test_packed_rows_of_shards_are_those_of_one_array(sizes, context):
     ("make", "message"),
     [
         (lambda: PackedBatches(stream_of([1, 1]), 1, 8, 0), "to train on has 2 .* at most 1: too few"),
+        (lambda: PackedBatches(stream_of([9]), 1, 4, 0, room=4), "rows of 4 tokens have no room for 4"),
         (lambda: PackedEvalBatches(np.zeros(0, int), 1, 8), "held-out text has 0"),
         (lambda: PackedEvalBatches(stream_of([4]), 1, 8, 0), "at least 1 batch"),
         (lambda: PackedBatches(stream_of([4]), 6, 8, 0).rows(0, 4), "6 rows cannot be split"),

@@ -47,20 +47,26 @@ def test_at_rate_0_rows_are_what_they_were(kind, lengths, context, seed, step):
     assert all(made[name].dtype == before[name].dtype and (made[name] == before[name]).all() for name in made)
 
 
-@given(lengths, seeds, steps)
-def test_packed_documents_with_room_are_whole(lengths, seed, step):
-    text = PackedBatches(stream_of(lengths), 4, 24, seed)
-    made, before = FilledIn(text, S, 1, seed, END)(step), text(step)
-    for row in range(4):
-        had = [before["tokens"][row][before["segments"][row] == n] for n in range(1, before["segments"][row].max() + 1)]
-        has = [made["tokens"][row][made["segments"][row] == n].tolist() for n in range(1, len(had) + 1)]
-        if len(np.concatenate(had)) + 3 * len(had) <= 24:
-            assert [[*put_back(one[:-1]), END] for one in has] == [one.tolist() for one in had]
-        for n, one in enumerate((one for one in has if one), 1):
+@given(lengths, st.integers(4, 30), seeds, st.integers(0, 4), st.sampled_from([S, Sentinels(1000, 1001, 1002, 1003)]))
+def test_packed_rows_with_room_lose_nothing(lengths, context, seed, epoch, sentinels):
+    text = PackedBatches(stream_of(lengths), 4, context + 1, seed, room=sentinels.count)
+    records = np.arange(epoch * text.bins, (epoch + 1) * text.bins)
+    made, before = FilledIn(text, sentinels, 1, seed, END).read(records), text.read(records)
+    for row in range(text.bins):
+        for n in range(1, before["segments"][row].max() + 1):
+            had, has = (batch["tokens"][row][batch["segments"][row] == n].tolist() for batch in (before, made))
             here = made["segments"][row] == n
-            assert made["weights"][row][here].tolist()[:-1] == [1] * (len(one) - 1)
-            assert made["targets"][row][here].tolist()[:-1] == one[1:]
-            assert one[-1] != END or made["weights"][row][here][-1] == 0
+            targets, weights = made["targets"][row][here].tolist(), made["weights"][row][here].tolist()
+            goes_on = before["weights"][row][before["segments"][row] == n][-1]
+            assert targets[:-1] == has[1:] and weights == [1] * (len(has) - 1) + [goes_on]
+            if goes_on:
+                had.append(before["targets"][row][before["segments"][row] == n][-1])
+                has.append(targets[-1])
+            rest = [had.pop()] if had[-1] == END else []
+            changed = len(had) >= 3
+            rest = [sentinels.end, *rest] if changed and sentinels.end else rest
+            assert has[len(has) - len(rest) :] == rest and (S.prefix in has) == changed
+            assert put_back(has[: len(has) - len(rest)]) == had
         assert not made["weights"][row][made["segments"][row] == 0].any()
 
 
