@@ -148,5 +148,5 @@ def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, lear
 def _read(ids: Any, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The ids between each pair of places, one after another."""
     ids = Ids.of(ids)
-    slices = [ids.slice(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+    slices = [ids[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
     return np.concatenate([np.empty(0, ids.dtype), *slices])
