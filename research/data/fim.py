@@ -118,10 +118,7 @@ class FilledIn:
         """Returns the rows of records by their numbers, whole numbers [B]."""
         batch = self.text.read(records)
         keys = mix(mix(np.array([self.seed % 2**64], np.uint64)) ^ records.astype(np.uint64))
-        made = [
-            self._row({name: array[i] for name, array in batch.items()}, key)
-            for i, key in enumerate(keys.astype(np.uint64))
-        ]
+        made = [self._row({name: array[i] for name, array in batch.items()}, key) for i, key in enumerate(keys)]
         return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
     def _row(self, row: Batch, key: np.uint64) -> Batch:
@@ -132,19 +129,18 @@ class FilledIn:
             goes_on = weights[-1] > 0  # the last token has a target, which is not in the row
             if (weights[:-1] == 1).all() and weights[-1] in (0, 1) and len(weights) > 1:
                 ids = np.concatenate([segment["tokens"], segment["targets"][-1:] if goes_on else []]).astype(np.int32)
-                pieces = np.split(ids, np.flatnonzero(ids == self.separator) + 1)
-                made = np.concatenate([self._document(one, key, number + i) for i, one in enumerate(pieces)])
+                pieces = [one for one in np.split(ids, np.flatnonzero(ids == self.separator) + 1) if len(one)]
+                keys = mix(key ^ np.arange(number, number + len(pieces), dtype=np.uint64)).tolist()
+                made = np.concatenate([self._document(one, own) for one, own in zip(pieces, keys, strict=True)])
                 number += len(pieces)
                 segment = _of_ids(made, goes_on, segment)
             parts.append(segment)
         whole = {name: np.concatenate([part[name] for part in parts])[:T] for name in row}
         return {name: np.pad(array, (0, T - len(array))) for name, array in whole.items()}
 
-    def _document(self, ids: np.ndarray, key: np.uint64, number: int) -> np.ndarray:
-        ends = len(ids) > 0 and ids[-1] == self.separator
-        body, rest = (ids[:-1], ids[-1:]) if ends else (ids, ids[:0])
-        drawn = int(mix(np.array([key], np.uint64) ^ np.uint64(number))[0])
-        return np.concatenate([fill_in_middle(body, drawn, self.sentinels, self.rate), rest])
+    def _document(self, ids: np.ndarray, key: int) -> np.ndarray:
+        body, rest = (ids[:-1], ids[-1:]) if ids[-1] == self.separator else (ids, ids[:0])
+        return np.concatenate([fill_in_middle(body, key, self.sentinels, self.rate), rest])
 
 
 def _segments(row: Batch) -> Iterator[Batch]:

@@ -115,16 +115,10 @@ def test_without_a_separator_a_row_is_one_document():
 def test_fixed_rows():
     """A run continued after an update of the project must see the same data: these numbers are part of the format."""
     made = FilledIn(PackedBatches(stream_of([6, 9]), 1, 24, 0), S, 1, 3, END)
-    spm, psm = (
-        [1000, 1002, 14, 15, 1001, 10, 11, 12, 13, END],
-        [1000, 10, 11, 1002, 13, 14, 15, 16, 17, 18, 1001, 12, END],
-    )
-    assert made(0)["tokens"].tolist() == [[*spm, *psm, 0]]
-    psm, spm = (
-        [1000, 10, 11, 1002, 13, 14, 15, 1001, 12, END],
-        [1000, 1002, 12, 13, 14, 15, 16, 17, 18, 1001, 10, 11, END],
-    )
-    assert made(5)["tokens"].tolist() == [[*psm, *spm, 0]]
+    first = [1000, 1002, 14, 15, 1001, 10, 11, 12, 13, END], [1000, 10, 11, 12, 13, 14, 15, 1002, 17, 18, 1001, 16, END]
+    assert made(0)["tokens"].tolist() == [[*first[0], *first[1], 0]]
+    fifth = [1000, 10, 11, 1002, 13, 14, 15, 1001, 12, END], [1000, 1002, 14, 15, 16, 17, 18, 1001, 10, 11, 12, 13, END]
+    assert made(5)["tokens"].tolist() == [[*fifth[0], *fifth[1], 0]]
 
 
 @pytest.mark.parametrize("names", NAMES)
