@@ -52,7 +52,7 @@ class Documents:
         except Damaged:
             if damaged != "skip":
                 raise
-            there &= np.array([one and self._whole(number) for number, one in zip(bins, there, strict=True)])
+            there = np.array([one and self._whole(number) for number, one in zip(bins, there, strict=True)])
             found = self._rows(bins[there], learned)
         return found if there.all() else {name: _among(array, there) for name, array in found.items()}
 

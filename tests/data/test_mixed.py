@@ -79,12 +79,13 @@ def test_the_fingerprint_is_of_contents_and_exact_weights(mix):
     assert mix(sources=[{**LETTERS, "weight": 3}, {**DIGITS, "weight": 1}]).source_fingerprint == first
     others = [
         mix(sources=[{**LETTERS, "weight": 2}, DIGITS]).source_fingerprint,
+        mix(sources=[{**LETTERS, "weight": 1}, {**DIGITS, "weight": 3}]).source_fingerprint,
         mix(sources=[LETTERS, {**DIGITS, "text_field": "{a} {q}"}]).source_fingerprint,
         mix(stages=[[7, [1, 1]]]).source_fingerprint,
         mix(stages=[[7, [1, 1]]], unit="steps").source_fingerprint,
         mix(sources=[DIGITS, LETTERS]).source_fingerprint,
     ]
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 7
 
 
 def test_a_tokeniser_is_trained_on_the_first_source(mix, tmp_path):

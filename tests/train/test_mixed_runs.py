@@ -73,6 +73,7 @@ def test_filled_in_packed_rows_resume_bit_for_bit_and_are_not_evaluated(config, 
     filled = dataclasses.replace(config, tokenizer=tokenizer_with_sentinels(tmp_path), fim_rate=0.7, sample_every=None)
     whole = fit(filled, tmp_path / "whole")
     built = whole.program
+    assert built is not None
     firsts = {built.corpus.tokenizer.token_id(name) for name in SENTINELS}
     assert any(firsts & set(built.batches(step)["tokens"].ravel().tolist()) for step in range(3))
     assert not any(firsts & set(batch["tokens"].ravel().tolist()) for batch in built.held_out)
