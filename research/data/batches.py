@@ -31,7 +31,7 @@ def training(
             made.append(of(part))
         except UserError as error:
             raise UserError(f"in the mixture's source {name}, {error}") from error
-    return MixedBatches(made, corpus.stages_of_records(batch_size, context), batch_size)
+    return MixedBatches(made, corpus.stages_of_records(context), batch_size)
 
 
 def held_out(corpus: Corpus, rows: Rows, tokens: int, context: int, shards: int, limit: int | None = None,

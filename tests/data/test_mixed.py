@@ -34,6 +34,7 @@ def mix(tmp_path, monkeypatch):
 
 LETTERS = {"data": "jsonl:letters.jsonl", "weight": 0.75}
 DIGITS = {"data": "jsonl:digits.jsonl", "weight": "1/4", "text_field": "{q} {a}"}
+UNWEIGHTED = {"sources": [{name: one[name] for name in one if name != "weight"} for one in (LETTERS, DIGITS)]}
 
 
 def test_the_parts_are_what_each_source_is_by_itself(mix, tmp_path):
@@ -54,7 +55,7 @@ def test_the_parts_are_what_each_source_is_by_itself(mix, tmp_path):
 
 
 def test_rows_come_by_the_weights_and_evaluation_has_all(mix):
-    corpus = mix(stages=[[5, [0, 1]]], unit="steps")
+    corpus = mix(stages=[[0, [3, 1]], [20, [0, 1]]], **UNWEIGHTED)
     for rows in ("windows", "packed"):
         made = batches.training(corpus, rows, 4, 16, seed=1)
         letters = [np.isin(made(step)["tokens"], list(b"abcdefgh")).any(axis=1).sum() for step in range(10)]
@@ -66,10 +67,9 @@ def test_rows_come_by_the_weights_and_evaluation_has_all(mix):
     assert {chr(t).isalpha() for batch in held_out for t in batch["tokens"][:, 0] if t} == {True, False}
 
 
-@pytest.mark.parametrize(("unit", "begins"), [("records", 20), ("tokens", 3), ("steps", 80)])
+@pytest.mark.parametrize(("unit", "begins"), [("records", 20), ("tokens", 3)])
 def test_stages_begin_by_their_unit(mix, unit, begins):
-    corpus = mix(stages=[[20, [0, 1]]], unit=unit)
-    assert [start for start, _ in corpus.stages_of_records(batch_size=4, context=8)] == [0, begins]
+    corpus = mix(stages=[[0, [3, 1]], [20, [0, 1]]], unit=unit, **UNWEIGHTED)
     made = batches.training(corpus, "windows", 4, 8, seed=1)
     assert isinstance(made, MixedBatches) and [start for start, _ in made.stages] == [0, begins]
 
@@ -81,8 +81,8 @@ def test_the_fingerprint_is_of_contents_and_exact_weights(mix):
         mix(sources=[{**LETTERS, "weight": 2}, DIGITS]).source_fingerprint,
         mix(sources=[{**LETTERS, "weight": 1}, {**DIGITS, "weight": 3}]).source_fingerprint,
         mix(sources=[LETTERS, {**DIGITS, "text_field": "{a} {q}"}]).source_fingerprint,
-        mix(stages=[[7, [1, 1]]]).source_fingerprint,
-        mix(stages=[[7, [1, 1]]], unit="steps").source_fingerprint,
+        mix(stages=[[0, [3, 1]], [7, [1, 1]]], **UNWEIGHTED).source_fingerprint,
+        mix(stages=[[0, [3, 1]], [7, [1, 1]]], unit="tokens", **UNWEIGHTED).source_fingerprint,
         mix(sources=[DIGITS, LETTERS]).source_fingerprint,
     ]
     assert len({first, *others}) == 7
@@ -100,37 +100,29 @@ def test_other_data_is_prepared_as_ever(mix, tmp_path):
     assert not isinstance(corpus, MixedCorpus) and corpus.cached
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sources": []}, "0 sources"),
-        ({"sources": "letters"}, "expected an object with sources"),
-        ({"sources": [{"data": "text:a"}]}, "source 0 of mix.json.*expected an object with data, weight"),
-        ({"sources": [{**LETTERS, "wieght": 1}]}, "source 0 of mix.json"),
-        ({"sources": [{**LETTERS, "weight": True}]}, "source 0 of mix.json"),
-        ({"sources": [{**LETTERS, "weight": -1}]}, "weight"),
-        ({"sources": [{"data": "mix:other.json", "weight": 1}]}, "a mixture itself"),
-        ({"unit": "epochs"}, "unit 'epochs'"),
-        ({"stages": [[0, [1, 1]]]}, r"stage \[0, \[1, 1\]\]"),
-        ({"stages": [[5, [1]]]}, "a weight for each of 2 sources"),
-        ({"stages": [[5, [1, 1]], [3, [1, 1]]]}, "ascend"),
-    ],
-)
-def test_a_file_that_is_no_mixture_is_refused(mix, changes, message):
-    with pytest.raises(UserError, match=message):
-        mix(**changes)
+def test_prepared_sources_bring_the_tokeniser_along_or_have_to_agree(mix, tmp_path):
+    mix()
+    made = tokens.prepare("jsonl:letters.jsonl", "bpe:300", cache_dir=tmp_path / "cache", out=tmp_path / "ready")
+    ready = {"data": f"prepared:{tmp_path}/ready", "weight": 1}
+    corpus = mix(None, sources=[ready, DIGITS])
+    assert corpus.tokenizer_fingerprint == made.tokenizer_fingerprint and len(corpus.parts[0].train) == len(made.train)
+    with pytest.raises(UserError, match="was made with the tokeniser 'bpe:300'"):
+        mix("byte", sources=[DIGITS, ready])
 
 
-def test_files_that_are_not_there_or_not_json_are_named(tmp_path):
-    with pytest.raises(UserError, match="absent.json"):
+def test_what_is_no_mixture_is_named(mix, tmp_path):
+    with pytest.raises(UserError, match="cannot read .*absent.json"):
         prepare(f"mix:{tmp_path}/absent.json", "byte")
-    (tmp_path / "mix.json").write_text("{")
-    with pytest.raises(UserError, match="mix.json is not JSON"):
-        prepare(f"mix:{tmp_path}/mix.json", "byte")
+    with pytest.raises(UserError, match="unit is 'epochs'"):
+        mix(unit="epochs")
+    with pytest.raises(UserError, match="unknown data source 'mix:mix.json'"):
+        mix(sources=[{"data": "mix:mix.json", "weight": 1}])
 
 
 def test_stages_too_close_for_rows_and_short_sources_are_named(mix):
     with pytest.raises(UserError, match="two of them at the same row of 100 tokens"):
-        batches.training(mix(stages=[[10, [1, 1]], [20, [1, 2]]], unit="tokens"), "windows", 4, 100, 0)
+        batches.training(
+            mix(stages=[[0, [1, 1]], [10, [1, 0]], [20, [1, 2]]], unit="tokens", **UNWEIGHTED), "windows", 4, 100, 0
+        )
     with pytest.raises(UserError, match="in the mixture's source jsonl:digits.jsonl, the text to train on has"):
         batches.training(mix(), "windows", 4, 1000, 0)

@@ -29,11 +29,8 @@ def config(text_file, tmp_path_factory):
     numbers = [" ".join(map(str, range(i, i + 2 + i % 4))) for i in range(150)]
     for name, texts in (("words", lines), ("numbers", numbers)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    sources = [
-        {"data": f"jsonl:{folder}/words.jsonl", "weight": 0.8},
-        {"data": f"jsonl:{folder}/numbers.jsonl", "weight": 0.2},
-    ]
-    mixture = {"sources": sources, "stages": [[6, [0.3, 0.7]]], "unit": "steps"}
+    sources = [{"data": f"jsonl:{folder}/{name}.jsonl"} for name in ("words", "numbers")]
+    mixture = {"sources": sources, "stages": [[0, [0.8, 0.2]], [24, [0.3, 0.7]]]}
     (folder / "mix.json").write_text(json.dumps(mixture))
     return tiny_runs.config(
         folder / "unused", data=f"mix:{folder}/mix.json", tokenizer="byte", rows="packed", eval_batches=None
@@ -97,7 +94,7 @@ def test_bits_per_byte_are_those_of_the_tokens_that_are_scored(config):
 def test_what_the_rows_are_made_of_must_agree_to_resume(config, tmp_path):
     fit(config, tmp_path / "run", steps=1)
     described = json.loads(Path(config.data.removeprefix("mix:")).read_text())
-    described["stages"] = [[6, [0.4, 0.6]]]
+    described["stages"] = [[0, [0.8, 0.2]], [24, [0.4, 0.6]]]
     (tmp_path / "other.json").write_text(json.dumps(described))
     for name, other in (("rows", "windows"), ("data", f"mix:{tmp_path}/other.json")):
         with pytest.raises(UserError, match=f"another config .*{name}"):
