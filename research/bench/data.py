@@ -1,7 +1,8 @@
-"""`research bench data`: how fast batches come from the loader to the device, beside how fast the step uses them up.
+"""`research bench data`: how fast batches come from the loader to the device, beside how fast the step uses them up; and rows of what comes
+before, each beside a peer or a limit (`data_rows.py`).
 
-Three things are timed in turn, the median round counts: batches alone (cut by the prefetching thread, put on the device, waited for), steps
-alone (of batches that are on the device already: the demand), and steps fed by the prefetching loader, as in training.
+Of the first, three things are timed in turn, the median round counts: batches alone (cut by the prefetching thread, put on the device, waited
+for), steps alone (of batches that are on the device already: the demand), and steps fed by the prefetching loader, as in training.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ class Arguments:
     shape: str = "small"  # small, medium, gpt2, or LAYERSxWIDTHxHEADSxCONTEXTxBATCHxVOCABULARY; the vocabulary is the tokeniser's
     seconds: float = 6.0  # of timing, for each of the three
     rounds: int = 3  # that the time is split into; the median counts
+    gigabytes: float = 0.5  # of the corpus that is generated and prepared while its memory is watched; 0: none
+    images: int = 64  # JPEG files that are decoded; 0: none
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
 
@@ -41,6 +44,8 @@ class Arguments:
             raise UserError(f"--seconds is {self.seconds}; expected a number above 0")
         if self.rounds < 1:
             raise UserError(f"--rounds is {self.rounds}; expected a whole number of at least 1")
+        if not 0 <= self.gigabytes < float("inf") or self.images < 0:
+            raise UserError(f"--gigabytes is {self.gigabytes} and --images {self.images}; expected 0 or more")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     shape = shapes.parse(arguments.shape)
     if shape.batch_size == 0:
         raise UserError(f"--shape: {arguments.shape} has no batch size; give one that has")
-    result = measure(arguments, shape)
+    result = {**measure(arguments, shape), "rows": beside(arguments, shape)}
     print("\n".join(lines(result)))
     if arguments.json:
         print(json.dumps(result), flush=True)
@@ -77,6 +82,29 @@ def measure(arguments: Arguments, shape: Shape) -> dict[str, Any]:
         "step_tokens_per_second": demand, "ratio": loader / demand, "fed_tokens_per_second": fed, "fed_ratio": fed / demand,
         "rounds": rates, "data": arguments.data, "train_tokens": len(corpus.train), "device": about["kind"], "versions": about["versions"],
     }  # fmt: skip
+
+
+def beside(arguments: Arguments, shape: Shape) -> list[dict[str, Any]]:
+    """The rows of `data_rows.py` on the same data, with a tokeniser of the tokenizers library where ours is none."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from research.bench import data_rows as R
+    from research.data import sources
+    from research.data import tokenizer as tokenizers
+    from research.data.tokens import prepare
+
+    source = sources.resolve(arguments.data, arguments.text_field)
+    tokenizer = tokenizers.build(arguments.tokenizer if ":" in arguments.tokenizer else "bpe:1024", source)
+    ids = np.asarray(prepare(arguments.data, arguments.tokenizer, text_field=arguments.text_field).train.tokens)
+    often, seconds = arguments.rounds, arguments.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        rows = R.batches(ids, Path(folder), shape.batch_size, shape.context, often, seconds)
+        rows += R.tokenising(source, tokenizer, often, seconds)
+        rows += R.images(Path(folder), arguments.images, 224, often, seconds) if arguments.images else []
+        return rows + (R.memory(Path(folder), arguments.gigabytes) if arguments.gigabytes else [])
 
 
 def contenders(built: Any, stack: contextlib.ExitStack) -> dict[str, Callable[[int], float]]:
@@ -123,5 +151,10 @@ def lines(result: dict[str, Any]) -> list[str]:
         ("step alone (the demand)", f"{result['step_tokens_per_second']:,.0f}", "1.0"),
         ("step fed by the loader", f"{result['fed_tokens_per_second']:,.0f}", f"{result['fed_ratio']:.3f}"),
     ]
+    further: list[tuple[str, ...]] = [("", "ours", "unit", "peer", "its", "ratio", "")]
+    for row in result["rows"]:
+        its = ("", "") if row["ratio"] is None else (f"{row['peer_rate']:,.1f}", f"{row['ratio']:.2f}")
+        further.append((row["what"], f"{row['ours']:,.1f}", row["unit"], row["peer"], *its, row["note"] or ""))
     head = f"{result['shape']}; {result['data']}, {result['train_tokens']:,} training tokens; {result['device']}"
-    return [head, f"{result['loader_batches_per_second']:,.0f} batches/s from the loader", "", *aligned(table)]
+    batches = f"{result['loader_batches_per_second']:,.0f} batches/s from the loader"
+    return [head, batches, "", *aligned(table), "", *aligned(further)]

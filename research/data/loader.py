@@ -6,9 +6,9 @@ epoch, so that windows are cut at other places each time. Nothing is kept betwee
 any order, on any host.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from research.data.shards import Damaged, Ids
 __all__ = ["Batch", "Batches", "ByIndex", "ByStep", "EvalBatches", "prefetch"]
 
 Batch = dict[str, np.ndarray]
+ORDERED = 4096  # records whose order is computed at once
 
 
 class ByStep:
@@ -97,6 +98,17 @@ def shuffled(records: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     return permute(within, count, keys), keys
 
 
+def by_blocks(of_block: Callable[[int], np.ndarray], records: np.ndarray) -> np.ndarray:
+    """Returns what `of_block(n)` has for the records from n * ORDERED on, at these ones: a few are as dear to compute as a block, which is kept."""
+    blocks, places = np.divmod(records.astype(np.uint64, copy=False), np.uint64(ORDERED))
+    if len(blocks) and (blocks == blocks[0]).all():
+        return of_block(int(blocks[0]))[places]
+    tables = {block: of_block(block) for block in np.unique(blocks).tolist()}
+    return np.array(
+        [tables[block][place] for block, place in zip(blocks.tolist(), places.tolist(), strict=True)], np.int64
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Batches(ByStep):
     """Training batches of `batch_size` rows of `context` tokens. `stream` is a TokenStream or an array of ids, [n].
@@ -130,16 +142,25 @@ class Batches(ByStep):
         return max(1, (len(self._ids) - self.context) // self.context)
 
     def read(self, records: np.ndarray) -> Batch:
-        return _cut(self._ids, self._starts(records), self.context, self.damaged)
+        return _whole(self._ids, by_blocks(self._starts, records), self.context, self.damaged)
 
     def starts(self, step: int) -> np.ndarray:
         """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
-        return self._starts(self.records(step))
+        return by_blocks(self._starts, self.records(step))
 
-    def _starts(self, records: np.ndarray) -> np.ndarray:
-        numbers, keys = shuffled(records, self.windows, self.seed)
-        phases = mix(~keys) % np.uint64(min(self.context, len(self._ids) - self.windows * self.context))
-        return (phases + numbers * np.uint64(self.context)).astype(np.int64)
+    @cached_property
+    def _starts(self) -> Callable[[int], np.ndarray]:
+        """Where the rows of a block of ORDERED records begin, int64; the last few blocks are kept."""
+        windows, spare = self.windows, len(self._ids) - self.windows * self.context
+
+        @lru_cache(maxsize=16)
+        def of_block(block: int) -> np.ndarray:
+            records = np.arange(ORDERED, dtype=np.uint64) + np.uint64(block) * np.uint64(ORDERED)
+            numbers, keys = shuffled(records, windows, self.seed)
+            phases = mix(~keys) % np.uint64(min(self.context, spare))
+            return (phases + numbers * np.uint64(self.context)).astype(np.int64)
+
+        return of_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +225,21 @@ def _cut(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
     """Windows of `context` tokens and their successors from each start; past the stream's end zeros of weight 0."""
     known = np.clip(len(ids) - 1 - starts, 0, context)
     if known.min(initial=context) == context:
-        try:
-            rows, weights = ids.windows(starts, context + 1), np.ones((len(starts), context), np.float32)
-        except Damaged:
-            if damaged != "skip":
-                raise
-            rows, weights = _what_is_whole(ids, starts, known, context)
-    else:
-        rows, weights = _what_is_whole(ids, starts, known, context, damaged)
+        return _whole(ids, starts, context, damaged)
+    return _batch(*_what_is_whole(ids, starts, known, context, damaged))
+
+
+def _whole(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
+    """Windows and their successors that all lie within the stream."""
+    try:
+        return _batch(ids.windows(starts, context + 1), np.ones((len(starts), context), np.float32))
+    except Damaged:
+        if damaged != "skip":
+            raise
+        return _batch(*_what_is_whole(ids, starts, np.full(len(starts), context), context))
+
+
+def _batch(rows: np.ndarray, weights: np.ndarray) -> Batch:
     return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": weights}
 
 

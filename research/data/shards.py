@@ -16,7 +16,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,9 @@ class Ids:
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`length` ids from each start, int64 [B]: int32 (B, length). Raises Damaged likewise."""
+        if len(self.arrays) == 1:
+            self._see(0, starts, length)
+            return self._windows(length)[starts].astype(np.int32)
         shards = np.searchsorted(self.bounds, starts, side="right") - 1
         begins = starts - self.bounds[shards]
         inside = starts + length <= self.bounds[shards + 1]
@@ -267,6 +270,10 @@ class Ids:
         for row in np.flatnonzero(~inside):
             out[row] = self[int(starts[row]) : int(starts[row]) + length]
         return out
+
+    @cached_property
+    def _windows(self) -> Callable[[int], np.ndarray]:
+        return cache(lambda length: sliding_window_view(self.arrays[0], length))
 
     def _see(self, shard: int, begins: np.ndarray, length: int) -> None:
         checks = self.checks[shard]
@@ -286,6 +293,8 @@ class Checks:
     def see(self, begins: np.ndarray, size: int) -> None:
         """Raises Damaged if a byte of the `size` from any of `begins` is in a block that is not as it was written."""
         first, last = begins // BLOCK, np.maximum(begins, begins + size - 1) // BLOCK
+        if size <= BLOCK and self.seen[first].all() and self.seen[last].all():
+            return
         for a, b in zip(first, last, strict=True):
             for block in range(a, b + 1):
                 if not self.seen[block]:

@@ -44,7 +44,7 @@ def resolve(config: Config) -> Start:
     model, or one without a tokeniser.
     """
     if config.init_from is None:
-        own = config.tokenizer is None and config.data.startswith(PREPARED)
+        own = config.tokenizer is None and config.data.startswith((PREPARED, "mix:"))
         return Start(config, None if own else config.tokenizer or TOKENIZER, None)
     opened = open_source(config.init_from)
     if isinstance(opened, Run):
