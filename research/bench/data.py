@@ -21,6 +21,7 @@ from research.bench.worker import timed_round, warm_up
 from research.core import config as C
 from research.core.errors import UserError
 
+ROWS = (16, 1024)  # and tokens of each, in the batches that are read beside peers; fewer where the text is short
 READY = 8  # batches on the device beforehand, for the steps that are timed alone
 
 
@@ -101,7 +102,8 @@ def beside(arguments: Arguments, shape: Shape) -> list[dict[str, Any]]:
     ids = np.asarray(prepare(arguments.data, arguments.tokenizer, text_field=arguments.text_field).train.tokens)
     often, seconds = arguments.rounds, arguments.seconds
     with tempfile.TemporaryDirectory() as folder:
-        rows = R.batches(ids, Path(folder), shape.batch_size, shape.context, often, seconds)
+        context = min(ROWS[1], len(ids) // 4)
+        rows = R.batches(ids, Path(folder), min(ROWS[0], len(ids) // (context + 1)), context, often, seconds)
         rows += R.tokenising(source, tokenizer, often, seconds)
         rows += R.images(Path(folder), arguments.images, 224, often, seconds) if arguments.images else []
         return rows + (R.memory(Path(folder), arguments.gigabytes) if arguments.gigabytes else [])

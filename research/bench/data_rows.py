@@ -127,9 +127,8 @@ def _grain(ids: np.ndarray, folder: Path, batch_size: int, context: int) -> Iter
     """Windows of the map as a source with random access, shuffled by index, batched, read by its threads."""
     grain: Any = importlib.import_module("grain")
     rows = grain.MapDataset.source(_windows(ids, context)).shuffle(seed=0).repeat()
-    return iter(
-        rows.map(lambda one: np.asarray(one, np.int32)).batch(batch_size, drop_remainder=True).to_iter_dataset()
-    )
+    batched = rows.map(lambda one: np.asarray(one, np.int32)).batch(batch_size, drop_remainder=True).to_iter_dataset()
+    return (batch[:, 1:].size for batch in batched)
 
 
 def tokenising(source: Source, tokenizer: Any, rounds: int, seconds: float) -> list[dict[str, Any]]:

@@ -46,12 +46,25 @@ class MediaBatches(ByStep):
 
     def read(self, records: np.ndarray) -> Batch:
         numbers = shuffled(records, len(self.table), self.seed)[0].astype(np.int64)
-        rows = list(self._pool.map(self._row, numbers.tolist()))
-        return {**{name: np.stack([row[name] for row in rows]) for name in rows[0]}, "record": numbers}
+        first, rows = self._row(int(numbers[0])), len(numbers)
+        batch = {name: np.empty((rows, *np.shape(value)), np.asarray(value).dtype) for name, value in first.items()}
+
+        def fill(places: np.ndarray) -> None:
+            for place in places.tolist():
+                row = self._row(int(numbers[place])) if place else first
+                for name, array in batch.items():
+                    array[place] = row[name]
+
+        list(self._pool.map(fill, np.array_split(np.arange(rows), min(rows, 4 * self._threads))))
+        return {**batch, "record": numbers}
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads or os.cpu_count() or 1, "media")
+        return ThreadPoolExecutor(self._threads, "media")
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or os.cpu_count() or 1
 
     def _row(self, number: int) -> dict[str, Any]:
         record = self.table.record(number)

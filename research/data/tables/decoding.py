@@ -31,7 +31,7 @@ def decode_image(content: bytes, what: str = "the image") -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             mode = ("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else _MODES.get(image.mode)
-            pixels = None if mode is None else np.asarray(image.convert(mode))
+            pixels = None if mode is None else np.asarray(image if image.mode == mode else image.convert(mode))
             found = image.mode
     except Exception as error:  # Pillow's readers raise whatever their format makes them
         raise UserError(f"{what} is no image that can be read ({len(content)} bytes): {_one_line(error)}") from error
