@@ -273,7 +273,8 @@ class Ids:
 
     @cached_property
     def _windows(self) -> Callable[[int], np.ndarray]:
-        return cache(lambda length: sliding_window_view(self.arrays[0], length))
+        plain = self.arrays[0].view(np.ndarray)  # the bookkeeping of a np.memmap takes longer than a small read
+        return cache(lambda length: sliding_window_view(plain, length))
 
     def _see(self, shard: int, begins: np.ndarray, length: int) -> None:
         checks = self.checks[shard]
