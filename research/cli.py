@@ -1,10 +1,11 @@
 """The verbs of the command line: `research VERB ...`, the same as `python -m research VERB ...`."""
 
-import difflib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
+from research.core import verbs
 from research.core.errors import UserError
 
 
@@ -67,7 +68,7 @@ def bench(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+VERBS = {
     "train": train,
     "sample": sample,
     "inspect": inspect,
@@ -78,36 +79,20 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def usage() -> str:
-    """The verbs, one line each."""
-    lines = ["usage: research VERB ...", ""]
-    lines += [f"  {name:<8} {verb.__doc__}" for name, verb in VERBS.items()]
-    return "\n".join([*lines, "", "research VERB --help lists a verb's options."])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code: 0, 2 on bad input, 128 + n after signal n."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
+    argv = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if argv[0] == "--version":
         from importlib.metadata import version
 
         print(json.dumps({"purestep": version("purestep")}) if "--json" in argv else f"purestep {version('purestep')}")
         return 0
+    run = partial(verbs.run, "research VERB", VERBS, argv, "verb")
+    if argv[0] in ("-h", "--help"):  # needs nothing of what follows
+        return run()
     from research.train.command import guarded
 
-    return guarded(lambda: _verb(argv[0])(argv[1:]), "--debug" in argv)
-
-
-def _verb(name: str) -> Callable[[Sequence[str]], int]:
-    if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, 1, 0.3)
-        raise UserError(
-            f"there is no verb {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VERBS)}")
-        )
-    return VERBS[name]
+    return guarded(run, "--debug" in argv)
 
 
 def entry() -> None:

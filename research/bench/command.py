@@ -1,12 +1,11 @@
 """`research bench NAME ...`: one verb for every measurement."""
 
 import contextlib
-import difflib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from research.core.errors import UserError
+from research.core import verbs
 
 EXIT_SIGNAL = 128
 
@@ -19,7 +18,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def data(argv: Sequence[str]) -> int:
-    """tokens/s of the loader beside what the step asks for"""
+    """the loader beside what the step asks for; batches, tokenising, images and memory beside peers"""
     from research.bench import data
 
     return data.main(argv)
@@ -32,28 +31,14 @@ def sample(argv: Sequence[str]) -> int:
     return sample.main(argv)
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "data": data, "sample": sample}
-
-
-def usage() -> str:
-    """The benchmarks, one line each."""
-    lines = ["usage: research bench NAME [options] [--json]", ""]
-    lines += [f"  {name:<8} {benchmark.__doc__}" for name, benchmark in BENCHMARKS.items()]
-    return "\n".join([*lines, "", "research bench NAME --help lists the options."])
+BENCHMARKS = {"train": train, "data": data, "sample": sample}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one benchmark; returns 0, or 128 + n after signal n. Raises UserError for one that there is not."""
-    if argv and argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if not argv or argv[0] not in BENCHMARKS:
-        near = difflib.get_close_matches(argv[0], BENCHMARKS, 1, 0.3) if argv else []
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(BENCHMARKS)}"
-        raise UserError((f"there is no benchmark {argv[0]!r}" if argv else "usage: research bench NAME") + hint)
     try:
         with _terminated_as_interrupted():
-            return BENCHMARKS[argv[0]](argv[1:])
+            return verbs.run("research bench NAME", BENCHMARKS, argv, "benchmark")
     except _Stopped as stopped:
         print("stopped; nothing was measured to the end", file=sys.stderr)
         return EXIT_SIGNAL + stopped.number

@@ -1,12 +1,11 @@
 """`research data NAME ...`: one verb for what can be done with a source, and `prepare`, which makes tokens of it."""
 
 import dataclasses
-import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from research.core.errors import UserError
+from research.core import verbs
 from research.data import command_line
 from research.data.progress import reporting
 
@@ -118,25 +117,9 @@ def dedup(argv: Sequence[str]) -> int:
     return dedup.main(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "prepare": prepare, "preview": preview, "stats": stats, "mix": mix, "dedup": dedup,
-}  # fmt: skip
-
-
-def usage() -> str:
-    """The commands, one line each."""
-    lines = ["usage: research data NAME ... [options] [--json]", ""]
-    lines += [f"  {name:<8} {command.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "research data NAME --help lists the options."])
+COMMANDS = {"prepare": prepare, "preview": preview, "stats": stats, "mix": mix, "dedup": dedup}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns 0. Raises UserError for one that there is not and for input that cannot be used."""
-    if argv and argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if not argv or argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.3) if argv else []
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}"
-        raise UserError((f"there is no command {argv[0]!r}" if argv else "usage: research data NAME ...") + hint)
-    return COMMANDS[argv[0]](argv[1:])
+    return verbs.run("research data NAME", COMMANDS, argv, "command")

@@ -1,18 +1,17 @@
 """`research data dedup`: the records of a source without duplicates, and without those that hold parts of a benchmark, as JSONL."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from research.core.errors import UserError
 from research.data import command_line, contamination, duplicates, sources
+from research.data.files import writing
 from research.data.sources import SPLITS, Source, Unit
 from research.data.tables.table import Record, Table
 
@@ -94,7 +93,7 @@ def deduplicate(spec: str, out: str | Path, arguments: Arguments = Arguments()) 
     if not len(chosen):
         raise UserError(f"zero of the {len(table)} records of {spec} are left; nothing is written. Drop fewer of them.")
     found["kept"] = len(chosen)
-    with _whole_or_nothing(path) as file:
+    with writing(path) as file:
         for i in chosen.tolist():
             file.write(_line(table.record(i), f"record {i} of {spec}"))
     return found
@@ -112,23 +111,6 @@ def _benchmark(arguments: Arguments) -> contamination.Benchmark:
     source = sources.resolve(arguments.against or "")
     items = [text for part in ("all", *SPLITS) if part in source.tables for _, text in numbered(source, source.tables[part])]  # fmt: skip
     return contamination.index_benchmark(items, arguments.ngram)
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name once the block has ended well. Raises UserError where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _line(record: Record, where: str) -> bytes:

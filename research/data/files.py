@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from research.core.errors import UserError
 
@@ -53,16 +54,16 @@ def read_utf8(path: Path, limit: int | None = None) -> str:
     return decode_utf8(read_bytes(path, limit), str(path))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` whole or not at all: a temporary name in the same folder, synced, renamed.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file to write: a temporary one in the same folder that takes the name `path`, synced, once the block has ended well.
 
-    Raises UserError where the folder cannot be written or the disk is full; what stood at `path` before is then
-    untouched.
+    Raises UserError where the folder cannot be written or the disk is full; what stood at `path` before is then untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -71,6 +72,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` whole or not at all (`writing`)."""
+    with writing(path) as file:
+        file.write(content)
 
 
 def check_new(folder: Path) -> None:

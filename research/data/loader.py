@@ -6,6 +6,7 @@ epoch, so that windows are cut at other places each time. Nothing is kept betwee
 any order, on any host.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -24,16 +25,16 @@ Batch = dict[str, np.ndarray]
 ORDERED = 4096  # records whose order is computed at once
 
 
-class ByStep:
+class ByStep(ABC):
     """Training batches of every kind. Row i of step s is record r = s * B + i of the run, and what it holds depends on r alone."""
 
     batch_size: int
     context: int  # tokens of a row
     part: tuple[int, int]  # (index, count) of the processes that share a batch
 
+    @abstractmethod
     def read(self, records: np.ndarray) -> Batch:
         """Returns the rows of records by their numbers, whole numbers [B] in any order."""
-        raise NotImplementedError
 
     def rows(self, process_index: int, process_count: int) -> Self:
         """Returns the same batches, of which this process reads only its rows; all processes' rows in order are the
@@ -51,7 +52,7 @@ class ByStep:
         return self.read(self.records(step))
 
 
-class ByIndex:
+class ByIndex(ABC):
     """Evaluation batches of every kind: `count` rows one after another, each once; what fills up the last batch has weight 0.
 
     `len()` batches, by index or by iteration. With `limit_batches` at most so many, of rows spread evenly over all.
@@ -63,13 +64,13 @@ class ByIndex:
     part: tuple[int, int]
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """Rows that cover the split once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, numbers: np.ndarray) -> Batch:
         """Returns rows by their numbers, whole numbers [B]; from `count` on they are zeros of weight 0."""
-        raise NotImplementedError
 
     def rows(self, process_index: int, process_count: int) -> Self:
         """Returns the same batches, of which this process reads only its rows."""
@@ -134,7 +135,7 @@ class Batches(ByStep):
 
     @cached_property
     def _ids(self) -> Ids:
-        return Ids.of(getattr(self.stream, "tokens", self.stream))
+        return Ids.of(self.stream)
 
     @property
     def windows(self) -> int:
@@ -189,7 +190,7 @@ class EvalBatches(ByIndex):
 
     @cached_property
     def _ids(self) -> Ids:
-        return Ids.of(getattr(self.stream, "tokens", self.stream))
+        return Ids.of(self.stream)
 
     @property
     def count(self) -> int:
@@ -200,9 +201,9 @@ class EvalBatches(ByIndex):
         return _cut(self._ids, numbers * self.context, self.context, self.damaged)
 
 
-def check(batches: ByStep | ByIndex) -> None:
-    """Raises UserError for sizes below 1 and a batch that its processes cannot share equally."""
-    for name in ("batch_size", "context"):
+def check(batches: ByStep | ByIndex, length: str = "context") -> None:
+    """Raises UserError for a batch size or `length` of a row below 1 and a batch that its processes cannot share equally."""
+    for name in ("batch_size", length):
         if getattr(batches, name) < 1:
             raise UserError(f"{name} must be at least 1, not {getattr(batches, name)}.")
     limit = getattr(batches, "limit_batches", None)
@@ -236,14 +237,14 @@ def _whole(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
     except Damaged:
         if damaged != "skip":
             raise
-        return _batch(*_what_is_whole(ids, starts, np.full(len(starts), context), context))
+        return _batch(*_what_is_whole(ids, starts, np.full(len(starts), context), context, damaged))
 
 
 def _batch(rows: np.ndarray, weights: np.ndarray) -> Batch:
     return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": weights}
 
 
-def _what_is_whole(ids: Ids, starts, known, context: int, damaged: str = "skip") -> tuple[np.ndarray, np.ndarray]:
+def _what_is_whole(ids: Ids, starts, known, context: int, damaged: str) -> tuple[np.ndarray, np.ndarray]:
     """Row by row: zeros of weight 0 past the stream's end and, if what is damaged is skipped, for a row that touches it."""
     rows = np.zeros((len(starts), context + 1), np.int32)
     weights = np.zeros((len(starts), context), np.float32)

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.core.errors import UserError
-from research.data.loader import Batch, ByStep, shuffled
+from research.data.loader import Batch, ByStep, check, shuffled
 from research.data.tables.decoding import decode_image, decode_wav
 from research.data.tables.table import Table, require_field
 
@@ -36,13 +35,7 @@ class MediaBatches(ByStep):
     def __post_init__(self):
         if not {"image", "audio"} & set(self.table.fields):
             require_field(self.table, "image", "an images: or audio: source")
-        for name in ("batch_size", "size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.batch_size % self.part[1]:
-            raise UserError(
-                f"a batch of {self.batch_size} rows cannot be split equally among {self.part[1]} processes."
-            )
+        check(self, "size")
 
     def read(self, records: np.ndarray) -> Batch:
         numbers = shuffled(records, len(self.table), self.seed)[0].astype(np.int64)

@@ -21,13 +21,12 @@ from research.core.errors import UserError
 from research.data import command_line, sources
 from research.data.mixture import Schedule
 from research.data.shares import exact_shares
-from research.data.tables.spec import open_tables
+from research.data.tables.spec import MEDIA, open_tables
 from research.data.tables.splits import split
 from research.data.tokens import PREPARED, Corpus, prepare
 
 PROG = "research data mix FILE.json"
 UNITS = ("records", "tokens")
-MEDIA = ("images", "audio")
 _KEYS = {"sources": "a list of objects", "unit": "records or tokens", "stages": "a list of [first, [weights]]"}
 _SOURCE_KEYS = {"data": "text", "weight": "a number", "text_field": "text"}
 _BLOCK = 1 << 16

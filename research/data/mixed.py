@@ -27,10 +27,10 @@ from research.data import mix, tokens
 from research.data.loader import Batch, ByStep, check
 from research.data.mixture import Schedule
 from research.data.progress import Report
-from research.data.shards import Ids
+from research.data.shards import Ids, TokenStream
 from research.data.shares import Stages, exact_shares
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import PREPARED, Corpus, TokenStream
+from research.data.tokens import PREPARED, Corpus
 
 PREFIX = "mix:"
 
@@ -97,7 +97,7 @@ def mixed(parts: Sequence[Corpus], names: Sequence[str], stages: Stages, unit: s
 
 def _joined(streams: Sequence[TokenStream]) -> TokenStream:
     """The streams one after the other, nothing copied."""
-    ids = [Ids.of(stream.tokens) for stream in streams]
+    ids = [Ids.of(stream) for stream in streams]
     before = np.cumsum([0, *(len(one) for one in ids)])
     none = np.empty(0, np.int64)
     return TokenStream(

@@ -32,7 +32,7 @@ class Documents:
             return stream
         if context <= room:
             raise UserError(f"rows of {context} tokens have no room for {room} besides a document's. Give longer rows.")
-        ids = Ids.of(getattr(stream, "tokens", stream))
+        ids = Ids.of(stream)
         begins = getattr(stream, "begins", np.zeros(1, np.int64))
         offsets = np.concatenate([[0], begins[begins > 0], [len(ids)]]).astype(np.int64)
         lengths = np.diff(offsets)

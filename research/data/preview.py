@@ -9,17 +9,15 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data import command_line, pictures
-from research.data.loader import Batches
-from research.data.permutation import mix, permute
+from research.data.loader import Batches, shuffled
+from research.data.shards import TokenStream
 from research.data.tables.decoding import decode_image, decode_wav
-from research.data.tables.spec import open_tables
+from research.data.tables.spec import MEDIA, open_tables
 from research.data.tables.splits import Part, split
 from research.data.tables.table import Record, Table, classes_of
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import TokenStream
 
 PROG = "research data preview SOURCE"
-MEDIA = ("images", "audio")
 WIDTH, HEIGHT = 64, 16  # characters of a picture, lines of a spectrogram
 _COLOURS = ("36", "33")  # cyan, yellow: documents in turn
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -147,17 +145,9 @@ def media_batch(source: str, arguments: Arguments) -> dict[str, Any]:
     table = split(open_tables(source))["train"]
     if not len(table):
         raise UserError(f"{source} has no record to train on. Give more files.")
-    chosen = shuffled(len(table), arguments.step, arguments.batch_size, arguments.seed)
+    records = np.arange(arguments.batch_size, dtype=np.uint64) + np.uint64(arguments.step * arguments.batch_size)
+    chosen, _ = shuffled(records, len(table), arguments.seed)
     return {"step": arguments.step, "rows": [_described(table, i) for i in chosen.tolist()]}
-
-
-def shuffled(count: int, step: int, batch_size: int, seed: int) -> np.ndarray:
-    """Returns the records of a step of batches over `count` records, shuffled anew in every epoch, with the keys of `loader.Batches`:
-    int64 [batch_size]."""
-    numbers = np.arange(batch_size, dtype=np.uint64) + np.uint64(step * batch_size)
-    epochs, within = np.divmod(numbers, np.uint64(count))
-    keys = mix(epochs ^ mix(np.array([seed % 2**64], np.uint64)))
-    return permute(within, count, keys).astype(np.int64)
 
 
 def _described(table: Table, i: int) -> dict[str, Any]:

@@ -217,13 +217,14 @@ class Ids:
 
     @classmethod
     def of(cls, array: Any) -> "Ids":
-        """Those of an array in memory, [n]. Raises ValueError for what is no 1-D array of integers."""
+        """Those of a TokenStream or of an array in memory, [n]. Raises ValueError for what is no 1-D array of integers."""
+        array = getattr(array, "tokens", array)
         if isinstance(array, cls):
             return array
         ids = np.asarray(array)
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise ValueError(f"a stream of tokens is a 1-D array of integers, not {ids.dtype} of shape {ids.shape}")
-        return cls((ids,), (None,))
+        return cls((ids.view(np.ndarray),), (None,))  # the bookkeeping of a np.memmap takes longer than a small read
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -273,8 +274,7 @@ class Ids:
 
     @cached_property
     def _windows(self) -> Callable[[int], np.ndarray]:
-        plain = self.arrays[0].view(np.ndarray)  # the bookkeeping of a np.memmap takes longer than a small read
-        return cache(lambda length: sliding_window_view(plain, length))
+        return cache(lambda length: sliding_window_view(self.arrays[0], length))
 
     def _see(self, shard: int, begins: np.ndarray, length: int) -> None:
         checks = self.checks[shard]
@@ -315,16 +315,20 @@ class Damaged(UserError):
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """A split as it lies on disk. `begins`: where each document begins among the ids; `records`: the number of its record; int64 [documents]."""
+class TokenStream:
+    """Ids of one split. `tokens`: an array [n], or `Ids`; `bytes`: the UTF-8 bytes of the text that they stand for; `begins` and `records`:
+    where each document begins among them and the number of its record, int64 [documents]."""
 
-    ids: Ids
-    begins: np.ndarray = field(repr=False)
-    records: np.ndarray = field(repr=False)
-    size: int  # UTF-8 bytes of the text
+    tokens: Any = field(repr=False)
+    bytes: int
+    begins: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
+    records: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
-def read(folder: Path, split: str, dtype: np.dtype) -> Stored:
+def read(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
     """A split of a corpus that is intact, its ids memory-mapped; empty where it has none. Raises Damaged for a file that is not there."""
     arrays, checks, begins, records, before, size = [], [], [], [], 0, 0
     for unit in range((manifest(folder) or {"units": 0})["units"]):
@@ -343,12 +347,12 @@ def read(folder: Path, split: str, dtype: np.dtype) -> Stored:
         size += described["bytes"]
     none = np.empty(0, np.int64)
     ids = Ids(tuple(arrays), tuple(checks)) if arrays else Ids.of(np.empty(0, dtype))
-    return Stored(ids, np.concatenate([none, *begins]), np.concatenate([none, *records]), size)
+    return TokenStream(ids, size, np.concatenate([none, *begins]), np.concatenate([none, *records]))
 
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        return np.memmap(path, np.uint8, "r").view(np.ndarray) if path.stat().st_size else np.empty(0, np.uint8)
     except OSError as error:
         raise Damaged(
             f"cannot read {path}: {error.strerror or error}. Remove {path.parent}, and the data is prepared again."

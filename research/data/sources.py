@@ -22,14 +22,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from research.core.errors import UserError
 from research.data.files import digest_files, files_below, find_files
 from research.data.tables.spec import KINDS, open_tables
 from research.data.tables.splits import PARTS as SPLITS
 from research.data.tables.splits import bucket
-from research.data.tables.table import Table, require_field
+from research.data.tables.table import Table, piece_of, require_field
 from research.data.tables.text import TextFiles
 
 TRAIN_FRACTION_BY_POSITION = 0.9
@@ -95,18 +95,23 @@ class Source:
         """Returns the texts of a unit, empty ones left out."""
         table = self.tables[unit.part]
         for i in range(unit.start, unit.stop):
-            record = table.record(i)
-            text = self._text(record)
+            text = self._text(table, i)
             if text:
-                part, parts = record.get("part", 0), record.get("parts", 1)
+                part, parts = piece_of(table, i)
                 sides = self._sides(unit.part, i, text)
                 for number, (split, piece) in enumerate(sides):
                     ends = part + 1 == parts and i + 1 < len(table) and number + 1 == len(sides)
                     yield Row(split, piece, i, part == 0 or number > 0, ends)
 
-    def _text(self, record: Mapping[str, Any]) -> str:
+    def _text(self, table: Table, i: int) -> str:
+        record = table.record(i)
         if "{" not in self.text_field:
             return record[self.text_field]
+        fields = _FIELD.findall(self.text_field)
+        if lacking := [name for name in fields if record.get(name) is None]:
+            raise UserError(
+                f"{self.name}, record {i} has no value in the field {lacking[0]!r}, which --text-field names."
+            )
         return _FIELD.sub(lambda found: str(record[found[1]]), self.text_field)
 
     def _sides(self, part: str, i: int, text: str) -> list[tuple[str, str]]:
@@ -129,11 +134,11 @@ class Source:
             return None
         for i in range(len(table)):
             side = bucket(table.identity(i))
-            if side not in sides and self._text(table.record(i)):
+            if side not in sides and self._text(table, i):
                 sides.add(side)
             if sides >= {"train", "validation"}:
                 return None
-        sizes = [len(self._text(table.record(i))) for i in range(len(table))]
+        sizes = [len(self._text(table, i)) for i in range(len(table))]
         left = boundary = int(TRAIN_FRACTION_BY_POSITION * sum(sizes))
         if sum(sizes) == 0:
             raise UserError(f"{self.name} holds no text. Give a source with at least a few thousand characters.")
@@ -187,7 +192,7 @@ def resolve(spec: str, text_field: str | None = None) -> Source:
 
 FORMS = (
     "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:FOLDER, pairs:A,B, pairs:PATH, "
-    "tfds:NAME[/CONFIG][:SPLIT]"
+    "tfds:NAME[/CONFIG][:SPLIT], prepared:FOLDER, mix:FILE.json"
 )
 
 
@@ -196,6 +201,8 @@ def _of_records(spec: str, kind: str, text_field: str | None) -> Source:
     names = _FIELD.findall(field) if "{" in field else [field]
     tables = open_tables(spec, text_field=None if "{" in field else field)
     tables = {part: table for part, table in tables.items() if part in ("all", *SPLITS)}
+    if not {"all", "train"} & tables.keys():
+        raise UserError(f"{spec} has the parts {', '.join(tables) or 'of no known name'}, and none to train on.")
     for table in tables.values():
         for name in names:
             require_field(table, name, "--text-field")

@@ -14,14 +14,13 @@ from research.data import tokenizer as tokenizers
 from research.data.language import language
 from research.data.sources import Row, Source
 from research.data.tables.decoding import decode_image, decode_wav
-from research.data.tables.spec import open_tables
+from research.data.tables.spec import MEDIA, open_tables
 from research.data.tables.splits import PARTS, bucket
 from research.data.tables.table import Record, Table, classes_of
 from research.data.tokenizer import Tokenizer
 from research.data.tokens import PREPARED
 
 PROG = "research data stats SOURCE"
-MEDIA = ("images", "audio")
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 SAMPLE = 1000  # texts of which the language is told, spread evenly over the source
 LOOK = 10_000  # characters of each that are looked at

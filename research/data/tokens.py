@@ -8,7 +8,7 @@ that holds the vocabulary.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from research.data import cleaned, cleaning, shards, sources
 from research.data import tokenizer as tokenizers
 from research.data.cleaning import Counts
 from research.data.progress import Report, reporting
+from research.data.shards import TokenStream
 from research.data.sources import Row, Source, Unit
 from research.data.tokenizer import Tokenizer
 
@@ -29,20 +30,6 @@ _BATCH_CHARACTERS = 1 << 21  # tokenised at a time: enough for every thread, and
 PREPARED = "prepared:"
 TOKENIZER = "byte"  # where none is asked for
 _SMALL = 1 << 28  # tokens of a corpus up to which all of it is checked before it is used, not only what is read
-
-
-@dataclass(frozen=True, eq=False)
-class TokenStream:
-    """Ids of one split. `tokens`: an array [n], or `shards.Ids`; `bytes`: the UTF-8 bytes of the text that they stand for; `begins` and
-    `records`: where each document begins among them and the number of its record, int64 [documents]."""
-
-    tokens: Any = field(repr=False)
-    bytes: int
-    begins: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
-    records: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +206,7 @@ def _fingerprint(tokenizer: str | Tokenizer) -> str | None:
 
 def _corpus(folder: Path, tokenizer: Tokenizer, cached: bool) -> Corpus:
     found, dtype = shards.manifest(folder) or {}, dtype_for(tokenizer.vocab_size)
-    train, validation, test = (_stream(folder, split, dtype) for split in shards.SPLITS)
+    train, validation, test = (shards.read(folder, split, dtype) for split in shards.SPLITS)
     counts = cleaned.from_numbers(found["counts"])
     return Corpus(train, validation, tokenizer, found["source"], found["tokenizer"], cached, test, folder, counts)
 
@@ -228,11 +215,6 @@ def _usable(folder: Path) -> bool:
     found = shards.manifest(folder)
     small = found is not None and sum(split["tokens"] for split in found["splits"].values()) <= _SMALL
     return shards.is_intact(folder, thorough=small)
-
-
-def _stream(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
-    found = shards.read(folder, split, dtype)
-    return TokenStream(found.ids, found.size, found.begins, found.records)
 
 
 def dtype_for(vocab_size: int) -> np.dtype:

@@ -16,6 +16,7 @@ from flax import struct
 
 from research.core import dtypes, host, rng, sharding
 from research.core import params as P
+from research.core.errors import UserError
 from research.model import cache as kv
 from research.model import head, transformer
 from research.model.config import ModelConfig
@@ -117,6 +118,14 @@ def prefill(
         seen_BV=seen_BV, count=jnp.zeros((), jnp.int32),
         counts_BV=jnp.zeros((B * num, vocab), jnp.int32) if counted else None, norm_B=norm_B,
     )  # fmt: skip
+
+
+def check_numbers(logits_BV: jax.Array) -> None:
+    """Raises UserError where logits are NaN, of which no draw would tell."""
+    if bool(jnp.any(jnp.isnan(logits_BV))):
+        raise UserError(
+            "the model's logits are not numbers (NaN): its weights are damaged, or beyond what their dtype holds"
+        )
 
 
 def row_keys(seed: jax.Array, prompts: Prompts, num: int) -> jax.Array:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from research.core import sharding
@@ -229,10 +228,6 @@ def rounds(request: Request) -> Iterator[list[Piece]]:
 def _drawn(request: Request) -> Iterator[list[Piece]]:
     """At most CHUNK tokens of every row a round."""
     rows, length, state = request.rows, _length(request), _start(request, request.sampling.num)
-    if bool(jnp.any(jnp.isnan(state.logits_BV))):
-        raise UserError(
-            "the model's logits are not numbers (NaN): its weights are damaged, or beyond what their dtype holds"
-        )
     turn = _turn(request)
     texts = [list(request.ids[b // request.sampling.num]) for b in range(len(rows))]
     while wanted := max(row.left for row in rows):
@@ -311,6 +306,7 @@ def _start(request: Request, num: int) -> D.Decoding:
         drawn=filters.temperature is not None, remember=filters.repetition_penalty is not None,
         counted=filters.counts, normed=how.logprobs is not None or how.beams > 1, stored=how.cache,
     )  # fmt: skip
+    D.check_numbers(state.logits_BV)
     if request.automaton is None:
         return state
     return dataclasses.replace(state, places_B=constrain.start(request.automaton, len(request.ids) * num))

@@ -27,7 +27,7 @@ from research.model import cache as kv
 from research.model import head, transformer
 from research.model.config import ModelConfig
 from research.sample import filters as F
-from research.sample.decode import CHUNK, Model, Prompts, row_keys, whole
+from research.sample.decode import CHUNK, Model, Prompts, check_numbers, row_keys, whole
 from research.sample.models import Loaded, mesh_of
 from research.sample.options import Sampling
 from research.sample.rows import Piece
@@ -77,7 +77,8 @@ def rounds(
     wanted = -(-max(left()) // CHUNK) * CHUNK  # few lengths, so that later calls find their programs
     length = prompts.tokens_BT.shape[1] + wanted + sampling.draft_tokens
     seed, sizes = np.uint32(sampling.seed), {"num": sampling.num, "length": length, "stored": sampling.cache}
-    state, first_B1 = start(model, draft, prompts, seed, filters, **sizes, **static)
+    state, first_B1, logits_BV = start(model, draft, prompts, seed, filters, **sizes, **static)
+    check_numbers(logits_BV)
     held = np.asarray(first_B1).tolist()  # goes out with what the first round adds to it
     while any(limits := left()):
         active_B = np.array([limit > len(tokens) for limit, tokens in zip(limits, held, strict=True)])
@@ -130,8 +131,9 @@ def _meaning(tokenizer: Tokenizer, token: int) -> bytes | str:
 def start(
     model: Model, draft: Model | None, prompts: Prompts, seed, filters: F.Filters, *,
     num: int, length: int, vocab: int, draft_tokens: int, stored: str = "auto",
-) -> tuple[State, jax.Array]:  # fmt: skip
-    """`(state, first tokens (B * num, 1))` after the prompts, each repeated `num` times in a row; caches for `length` tokens."""
+) -> tuple[State, jax.Array, jax.Array]:  # fmt: skip
+    """`(state, first tokens (B * num, 1), the logits that they were drawn from)` after the prompts, each repeated `num` times in a row; caches
+    for `length` tokens."""
     tokens_BT, lengths_B = jnp.asarray(prompts.tokens_BT), jnp.asarray(prompts.lengths_B)
     sizes = {"length": length, "draft_tokens": draft_tokens, "vocab": vocab, "stored": stored}
     logits_BV, cache = _prefill(model, tokens_BT, lengths_B, prompts.prefix_B, **sizes)
@@ -144,7 +146,7 @@ def start(
     token_B = draw(distribution(logits_BV, filters), _fold(state.keys_B, jnp.zeros_like(state.prompt_B), "target"))
     rows_B = jnp.arange(len(token_B))
     state = state.replace(tokens_BS=state.tokens_BS.at[rows_B, state.prompt_B].set(token_B))
-    return state, whole(token_B[:, None])
+    return state, whole(token_B[:, None]), logits_BV
 
 
 def _prefill(model: Model, tokens_BT, lengths_B, prefix_B, *, length: int, draft_tokens: int, vocab: int, stored: str):

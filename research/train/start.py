@@ -12,7 +12,6 @@ from research.core import params as P
 from research.core import sharding
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import PREPARED
 from research.families.family import NOT_ARCHITECTURE
 from research.model import transformer
 from research.train import rundir
@@ -20,7 +19,6 @@ from research.train.config import Config
 from research.train.program import Weights
 from research.train.run import Run, load_run
 
-TOKENIZER = "byte"
 KEPT = (
     "context",
     *(name for name in NOT_ARCHITECTURE if name not in ("family", "init")),
@@ -32,7 +30,7 @@ class Start:
     """A config with the model that it starts from, that model's tokeniser or the name of one, and what reads its weights; None: they are drawn."""
 
     config: Config
-    tokenizer: str | Tokenizer | None  # None: that of the prepared corpus
+    tokenizer: str | Tokenizer | None  # None: what `tokens.prepare` takes where none is asked for
     weights: Weights | None
 
 
@@ -44,8 +42,7 @@ def resolve(config: Config) -> Start:
     model, or one without a tokeniser.
     """
     if config.init_from is None:
-        own = config.tokenizer is None and config.data.startswith((PREPARED, "mix:"))
-        return Start(config, None if own else config.tokenizer or TOKENIZER, None)
+        return Start(config, config.tokenizer, None)
     opened = open_source(config.init_from)
     if isinstance(opened, Run):
         model, tokenizer, place = opened.model, opened.tokenizer, opened.path / "tokenizer.json"

@@ -14,8 +14,7 @@ from research.data.fim import FilledIn, Sentinels
 from research.data.loader import Batches, prefetch
 from research.data.mixed import MixedBatches
 from research.data.packed import PackedBatches, PackedEvalBatches
-from research.data.shards import Damaged, Ids, Piece
-from research.data.tokens import TokenStream
+from research.data.shards import Damaged, Ids, Piece, TokenStream
 
 SENTINELS = Sentinels(60_000, 60_001, 60_002)
 KINDS = ("windows", "packed", "mixed windows", "mixed packed", "filled in windows", "filled in mixed packed")
@@ -181,8 +180,7 @@ def damaged(tmp_path, monkeypatch) -> TokenStream:
     content = bytearray(path.read_bytes())
     content[50] ^= 1
     path.write_bytes(content)
-    stored = shards.read(tmp_path / "c", "train", np.dtype(np.uint8))
-    return TokenStream(stored.ids, stored.size, stored.begins, stored.records)
+    return shards.read(tmp_path / "c", "train", np.dtype(np.uint8))
 
 
 def test_what_is_damaged_ends_the_run_or_weighs_nothing(damaged):

@@ -4,71 +4,18 @@ import collections
 import json
 import math
 import sys
-import wave
-from fractions import Fraction
-from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from data_commands import assert_refused, last, texts, write_lines
 from hypothesis import strategies as st
 
-from research import cli
-from research.data import mix, pictures, preview, stats
-from research.data.duplicates import jaccard
+from research.data import pictures, preview, stats
 from research.data.loader import Batches
-from research.data.mixture import Schedule
+from research.data.shards import TokenStream
 from research.data.tables.splits import bucket
-from research.data.tokens import TokenStream, prepare
-
-TEXT = "the river of a town and its mill in late winter was as quiet as snow on an old roof until bells began"
-WORDS = TEXT.split()
-
-
-def texts(count: int) -> list[str]:
-    draw = np.random.default_rng(0)
-    return [" ".join(draw.choice(WORDS, 12 + number % 9)) + f" № {number}.\n" for number in range(count)]
-
-
-def write_lines(path: Path, records) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return f"jsonl:{path}"
-
-
-@pytest.fixture
-def source(tmp_path) -> str:
-    return write_lines(tmp_path / "lines.jsonl", ({"text": text, "n": n} for n, text in enumerate(texts(80))))
-
-
-@pytest.fixture
-def call(capsys, tmp_path, monkeypatch):
-    """`call(*argv) -> (code, out, err)` of `research data ...`, from an empty folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            code = cli.main(["data", *map(str, argv)])
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def last(answer) -> dict:
-    code, out, err = answer
-    assert code == 0 and err == "", err
-    return json.loads(out.splitlines()[-1])
-
-
-def assert_refused(answer, *words):
-    code, out, err = answer
-    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (code, out, err)
-    for word in words:
-        assert str(word) in err, err
+from research.data.tokens import prepare
 
 
 def test_usage_lists_the_commands_and_help_their_options(call):
@@ -208,25 +155,6 @@ def test_preview_refuses(call, source, argv, words):
 # -- images and sounds
 
 
-@pytest.fixture
-def media(tmp_path) -> tuple[str, str]:
-    from PIL import Image
-
-    for number in range(40):
-        for name in ("images", "audio"):
-            (tmp_path / name / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
-        pixels = np.zeros((6, 8, 3), np.uint8)
-        pixels[:3, :, 0] = 255
-        Image.fromarray(pixels).save(tmp_path / "images" / f"class{number % 2}" / f"{number}.png")
-        tone = (np.sin(2 * np.pi * 1000 * np.arange(4000) / 8000) * 20000).astype("<i2")
-        with wave.open(str(tmp_path / "audio" / f"class{number % 2}" / f"{number}.wav"), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(8000)
-            file.writeframes(tone.tobytes())
-    return f"images:{tmp_path}/images", f"audio:{tmp_path}/audio"
-
-
 def test_preview_of_media_takes_every_record_once_an_epoch(call, media):
     for spec in media:
         rows = [last(call("preview", spec, "--step", step, "--rows", 1, "--json"))["rows"] for step in range(6)]
@@ -237,8 +165,9 @@ def test_preview_of_media_takes_every_record_once_an_epoch(call, media):
         assert all(row["class"] == row["path"].split("/")[0] == f"class{row['label']}" for row in flat)
         order = [row["record"] for row in flat]
         assert order[: len(held)] != sorted(held)
-    assert preview.shuffled(30, 0, 90, 1).reshape(3, 30).tolist() != np.tile(preview.shuffled(30, 0, 30, 1), 3).tolist()
-    assert preview.shuffled(30, 0, 30, 1).tolist() != preview.shuffled(30, 0, 30, 2).tolist()
+        other = last(call("preview", spec, "--seed", 1, "--batch-size", len(held), "--json"))["rows"]
+        assert sorted(row["record"] for row in other) == sorted(held)
+        assert [row["record"] for row in other] != order[: len(held)]
 
 
 def test_pictures_and_spectrograms(call, media, monkeypatch):
@@ -344,146 +273,3 @@ def test_stats_of_media(call, media, tmp_path):
 def test_stats_refuses(call, source):
     assert_refused(call("stats", "prepared:x"), "holds tokens", "research data prepare prepared:x")
     assert_refused(call("stats", source, "--tokenizer", "bite"), "unknown tokeniser 'bite'")
-
-
-# -- dedup
-
-
-def test_dedup_writes_whole_records_without_what_repeats(call, tmp_path):
-    written = texts(30)
-    close = f"{written[0]} more"
-    assert 0.8 <= jaccard(written[0], close) < 1
-    records = [{"text": text, "n": n, "more": {"é": [n]}} for n, text in enumerate([*written, written[3], "", close])]
-    data = write_lines(tmp_path / "lines.jsonl", records)
-    found = last(call("dedup", data, "--out", "kept.jsonl", "--json"))
-    assert (found["records"], found["empty"], found["exact"]["dropped"], found["kept"]) == (33, 1, 1, 31)
-    kept = [json.loads(line) for line in Path("kept.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert kept == [*records[:30], records[32]]
-    pytest.importorskip("datasketch")
-    found = last(call("dedup", data, "--out", "near.jsonl", "--near", "--json"))
-    assert found["near"]["dropped"] == 1 and found["kept"] == 30
-    assert [json.loads(line) for line in Path("near.jsonl").read_text(encoding="utf-8").splitlines()] == records[:30]
-    assert sorted(path.name for path in Path().iterdir()) == ["kept.jsonl", "near.jsonl"]
-
-
-def test_dedup_against_a_benchmark(call, source, tmp_path):
-    item = " ".join(texts(80)[7].split()[:9])
-    bench = write_lines(tmp_path / "bench.jsonl", [{"text": item}, {"text": "too short"}])
-    found = last(call("dedup", source, "--out", "kept.jsonl", "--against", bench, "--ngram", 9, "--json"))
-    assert found["against"]["contaminated"] == 1 and found["against"]["too_short"] == 1 and found["kept"] == 79
-    assert 7 not in [json.loads(line)["n"] for line in Path("kept.jsonl").read_text(encoding="utf-8").splitlines()]
-    code, out, _ = call("dedup", source, "--out", "again.jsonl", "--against", bench, "--ngram", 9)
-    assert code == 0 and "1 share an n-gram with 1 of 2 items" in out and "item 0: 1 records, at most 100%" in out
-
-
-def test_of_a_source_with_parts_the_one_to_train_on_is_read(call, tmp_path):
-    for part, rows in (("train", ["a", "b", "a"]), ("test", ["b", "c"])):
-        write_lines(tmp_path / f"{part}.jsonl", ({"text": text} for text in rows))
-    assert last(call("dedup", f"jsonl:{tmp_path}", "--out", "kept.jsonl", "--json"))["kept"] == 2
-
-
-def test_dedup_refuses_and_leaves_nothing(call, source, tmp_path, monkeypatch):
-    assert_refused(call("dedup", source), "--out is missing")
-    assert_refused(call("dedup", source, "--out", tmp_path / "lines.jsonl"), "is there already")
-    assert_refused(call("dedup", source, "--out", "no/where.jsonl"), "there is no folder no")
-    assert_refused(call("dedup", source, "--out", "k", "--against", source, "--ngram", 5), "zero of the 80 records")
-    assert_refused(call("dedup", source, "--out", "k", "--against", source, "--ngram", 0), "n-grams of 0 words")
-    assert_refused(call("dedup", source, "--out", "k", "--near", "--threshold", "1.5"), "threshold is 1.5")
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pa.table({"text": ["a", "b"], "raw": [b"x", b"y"]}), tmp_path / "raw.parquet")
-    assert_refused(call("dedup", f"parquet:{tmp_path}/raw.parquet", "--out", "k"), "record 0 of", "holds bytes")
-    assert list(Path().iterdir()) == []
-
-
-# -- mix
-
-
-def mixture_file(tmp_path, **changes) -> Path:
-    value = {
-        "sources": [
-            {"data": f"jsonl:{tmp_path}/lines.jsonl", "weight": 3},
-            {"data": f"text:{tmp_path}/lines.jsonl", "weight": 1},
-        ]
-    }
-    value = {name: one for name, one in {**value, **changes}.items() if one is not None}
-    (tmp_path / "mixture.json").write_text(json.dumps(value))
-    return tmp_path / "mixture.json"
-
-
-def test_mix_prints_shares_and_epochs(call, source, tmp_path):
-    file = mixture_file(tmp_path)
-    found = last(call("mix", file, "--steps", 10, "--batch-size", 4, "--json"))
-    train = sum(bucket(text) == "train" for text in texts(80))
-    assert [one["shares"] for one in found["sources"]] == [[0.75], [0.25]]
-    assert [one["records"] for one in found["sources"]] == [train, 1]
-    assert [one["drawn"] for one in found["sources"]] == [30, 10]
-    assert [one["epochs"] for one in found["sources"]] == [30 / train, 10]
-    assert last(call("mix", file, "--json"))["sources"][0]["epochs"] is None
-    found = last(
-        call("mix", mixture_file(tmp_path, unit="tokens"), "--steps", 10, "--batch-size", 4, "--context", 8, "--json")
-    )
-    assert [one["tokens"] for one in found["sources"]] == [
-        len(prepare(data["data"], "byte").train) for data in found["sources"]
-    ]
-    assert [one["drawn"] for one in found["sources"]] == [240, 80]
-    code, out, _ = call("mix", mixture_file(tmp_path, stages=[[0, [3, 1]], [20, [0, 1]]]), "--steps", 10)
-    assert code == 0 and "share from 0  share from 20" in out and "100.00%" in out
-
-
-@hypothesis.given(
-    st.lists(st.tuples(st.integers(1, 50), st.lists(st.integers(0, 4), min_size=3, max_size=3).filter(any)), min_size=1, max_size=3),
-    st.integers(1, 200),
-)  # fmt: skip
-def test_what_is_drawn_is_what_the_schedule_draws(parts, count):
-    firsts = np.cumsum([0, *(size for size, _ in parts[:-1])]).tolist()
-    stages = tuple((first, tuple(weights)) for first, (_, weights) in zip(firsts, parts, strict=True))
-    mixture = mix.Mixture(("a", "b", "c"), (None,) * 3, "records", stages)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mix, "_BLOCK", 7)
-        drawn = mix.records_drawn(mixture, count)
-    assert drawn == np.bincount(Schedule(stages)(np.arange(count))[0], minlength=3).tolist()
-    exact = [Fraction(0)] * 3
-    for place in range(count):
-        weights = next(weights for first, weights in reversed(stages) if first <= place)
-        exact = [one + Fraction(weight, sum(weights)) for one, weight in zip(exact, weights, strict=True)]
-    assert mix.tokens_drawn(mixture, count) == [round(one) for one in exact]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"sources": None}, ["lacks the field 'sources'"]),
-        ({"sources": []}, ["sources is []"]),
-        ({"sources": [3]}, ["source 0 is int"]),
-        ({"sources": [{"weight": 1}]}, ["source 0 lacks the field 'data'"]),
-        ({"sources": [{"data": 3, "weight": 1}]}, ["source 0: data is 3; expected text"]),
-        ({"sources": [{"data": "x", "wait": 1}]}, ["source 0 has no field 'wait'"]),
-        ({"sources": [{"data": "x"}]}, ["source 0 has no weight"]),
-        ({"sources": [{"data": "x", "weight": -1}]}, ["negative"]),
-        ({"sources": [{"data": "x", "weight": True}]}, ["the weight True is no number"]),
-        ({"sources": [{"data": "nowhere", "weight": 1}]}, ["unknown data source 'nowhere'"]),
-        ({"unit": "bytes"}, ["unit is 'bytes'", "records or tokens"]),
-        ({"stages": 3}, ["stages is 3"]),
-        ({"stages": []}, ["no stages"]),
-        ({"stages": [[0, [1, 1]]]}, ["weights are [3, 1]", "stage 0 has [1, 1]"]),
-        ({"stages": [[0, [3, 1]], [0, [1, 1]]]}, ["begin at [0, 0]"]),
-        ({"stages": [[0, [3, 1]], [9, [1]]]}, ["are 1. Give one for each source"]),
-        ({"stage": []}, ["no field 'stage'"]),
-    ],
-)
-def test_mix_refuses(call, source, tmp_path, changes, words):
-    assert_refused(call("mix", mixture_file(tmp_path, **changes)), *words)
-
-
-def test_mix_refuses_files_and_tokenisers(call, source, tmp_path, media):
-    assert_refused(call("mix", "nowhere.json"), "cannot read nowhere.json")
-    Path("broken.json").write_text("{")
-    assert_refused(call("mix", "broken.json"), "broken.json is not JSON")
-    assert_refused(call("mix", mixture_file(tmp_path), "--steps", 0), "--steps is 0")
-    file = mixture_file(tmp_path, unit="tokens")
-    assert_refused(call("mix", file, "--tokenizer", "char"), "has another tokeniser than", "tokenizer.json")
-    sources = [{"data": media[0], "weight": 1}]
-    assert last(call("mix", mixture_file(tmp_path, sources=sources), "--json"))["sources"][0]["records"] > 30
-    assert_refused(call("mix", mixture_file(tmp_path, sources=sources, unit="tokens")), "has no tokens")

@@ -11,7 +11,7 @@ from research.data import tokenizer as tokenizers
 from research.data.fim import NAMES, FilledIn, Sentinels, sentinels_of
 from research.data.loader import Batches
 from research.data.packed import PackedBatches
-from research.data.tokens import TokenStream
+from research.data.shards import TokenStream
 
 S = Sentinels(1000, 1001, 1002)
 END = 999  # the separator

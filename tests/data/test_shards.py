@@ -44,11 +44,11 @@ def test_a_corpus_is_what_its_units_are(tmp_path):
     for number, split in enumerate(shards.SPLITS):
         expected = [piece(unit)[0][split] for unit in range(UNITS) if unit % 3 >= number]
         found = shards.read(tmp_path / "c", split, np.dtype(np.uint8))
-        assert np.asarray(found.ids).tolist() == np.concatenate([one.ids for one in expected]).tolist()
+        assert np.asarray(found.tokens).tolist() == np.concatenate([one.ids for one in expected]).tolist()
         before = np.cumsum([0, *(len(one.ids) for one in expected)])
         assert found.begins.tolist() == [b + x for one, b in zip(expected, before, strict=False) for x in one.begins]
         assert found.records.tolist() == [x for one in expected for x in one.records]
-        assert found.size == sum(one.size for one in expected) == manifest["splits"][split]["bytes"]
+        assert found.bytes == sum(one.size for one in expected) == manifest["splits"][split]["bytes"]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -162,7 +162,7 @@ def test_damage_is_named_by_file_and_offset_or_skipped(tmp_path, monkeypatch):
     content[50] ^= 1
     path.write_bytes(content)
     assert shards.is_intact(tmp_path / "c", thorough=False) and not shards.is_intact(tmp_path / "c", thorough=True)
-    stream = shards.read(tmp_path / "c", "train", np.dtype(np.uint8)).ids
+    stream = shards.read(tmp_path / "c", "train", np.dtype(np.uint8)).tokens
     assert stream[0:48].tolist() == list(range(48)) and stream[64:100][0] == 64
     with pytest.raises(Damaged, match=rf"{path} is damaged between the byte offsets 48 and 64.*--damaged skip"):
         stream[63:64]

@@ -127,6 +127,45 @@ def test_jsonl_reads_the_field_and_keeps_equal_records_together(tmp_path):
     assert resolve(spec, "story").fingerprint != resolve(spec, "id").fingerprint
 
 
+def test_fields_of_any_name_are_the_users_own(tmp_path):
+    records = [{"text": f"text {number}", "part": ("x", 3)[number % 2], "parts": None} for number in range(60)]
+    source = resolve(jsonl_of(tmp_path, *records))
+    rows = [row for unit in source.units for row in source.rows(unit)]
+    assert [row.text for row in rows] == [record["text"] for record in records]
+    assert all(row.begins for row in rows) and [row.ends for row in rows] == [True] * 59 + [False]
+
+
+def test_a_text_of_several_fields_needs_all_of_them(tmp_path):
+    spec = jsonl_of(tmp_path, *({"q": f"{n}?", "a": None if n == 7 else n} for n in range(60)))
+    with pytest.raises(UserError, match="record 7 has no value in the field 'a', which --text-field names"):
+        every(resolve(spec, "{q} {a}"))
+    assert "5? 5" in every(resolve(jsonl_of(tmp_path, *({"q": f"{n}?", "a": n} for n in range(60))), "{q} {a}"))
+
+
+def test_parts_of_which_none_is_to_train_on(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match="has the parts test, and none to train on"):
+        resolve(f"jsonl:{tmp_path}")
+
+
+@pytest.mark.parametrize("part", [40, 64, 1000])
+def test_a_long_file_is_one_document_in_parts(tmp_path, part):
+    from functools import partial
+
+    from research.data.files import digest_files
+    from research.data.tables.text import TextFiles
+
+    text = "".join(f"Zeile {number} äöü ☃ 世界\n" for number in range(12))
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    files = [("long.txt", tmp_path / "long.txt")]
+    table = TextFiles("x", files, partial(digest_files, files), part=part)
+    source = Source("x", {"test": table})
+    rows = [row for unit in source.units for row in source.rows(unit)]
+    assert "".join(row.text for row in rows) == text and (len(rows) == 1) == (part == 1000)
+    assert [row.begins for row in rows] == [True] + [False] * (len(rows) - 1) and not any(row.ends for row in rows)
+    assert all(row.text[0] in " \n" and table.piece(i) == (i, len(rows)) for i, row in enumerate(rows) if i)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tiny_tfds
 
 from research.core.errors import UserError
 from research.data.sources import SPLITS, resolve
@@ -34,18 +35,7 @@ class PurestepTinyText(tfds.core.GeneratorBasedBuilder):
             yield number, {"text": f"sätze {number}", "title": f"title {number}", "label": number}
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        PurestepTinyText(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder
-
-
-@pytest.fixture
-def in_data_dir(data_dir, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+data_dir, in_data_dir = tiny_tfds.prepared(PurestepTinyText)
 
 
 @pytest.mark.usefixtures("in_data_dir")

@@ -107,10 +107,11 @@ def test_texts_that_grow_beyond_the_turn_of_longrope_are_read_again(tiny):
     assert continuations(model, prompts[2:], Sampling(max_tokens=2, beams=2))[0].tokens
 
 
-def test_weights_that_are_not_numbers_are_an_error(base, tokenizer):
+@pytest.mark.parametrize("how", [{}, {"beams": 2}, {"lookup": 2}])
+def test_weights_that_are_not_numbers_are_an_error(base, tokenizer, how):
     damaged = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), base)
     with pytest.raises(UserError, match="logits are not numbers .NaN.: its weights are damaged"):
-        continuations(Loaded(damaged, BASE, tokenizer), PROMPTS[:1], Sampling(max_tokens=3))
+        continuations(Loaded(damaged, BASE, tokenizer), PROMPTS[:1], Sampling(max_tokens=3, **how))
 
 
 @pytest.fixture(scope="module")

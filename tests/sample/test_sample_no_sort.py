@@ -73,7 +73,7 @@ def test_the_compiled_loop_with_all_options_sorts_nothing(model):
 def test_a_round_of_speculative_decoding_sorts_nothing(model):
     filters = Sampling(top_k=40, top_p=0.9, min_p=0.1, temperature=0.7).filters()
     sizes = {"vocab": V, "draft_tokens": 3}
-    state, _ = jax.eval_shape(lambda: S.start(model, model, PROMPTS, np.uint32(0), filters, num=1, length=32, **sizes))
+    state, *_ = jax.eval_shape(lambda: S.start(model, model, PROMPTS, np.uint32(0), filters, num=1, length=32, **sizes))
     for draft, lookup in ((model, None), (None, 2)):
         given = state if draft else state.replace(draft_cache=None)
         traced = S.advance.trace(model, draft, given, filters, np.ones(2, bool), lookup=lookup, **sizes)

@@ -17,6 +17,7 @@ import contextlib
 import os
 import sys
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -45,9 +46,9 @@ class _Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, file_format: Any = "array_record", **arguments: Any):
         super().__init__(file_format=file_format or "array_record", **arguments)
 
+    @abstractmethod
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yields (name, text) of every record, in a fixed order."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict({"text": tfds.features.Text(), self.NAME_FIELD: tfds.features.Text()})

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from research.core.errors import UserError
 from research.data.tables.table import Table, require_field
 
-KINDS = ("jsonl", "csv", "tsv", "parquet", "hf", "pairs", "images", "audio", "tfds")
+MEDIA = ("images", "audio")
+KINDS = ("jsonl", "csv", "tsv", "parquet", "hf", "pairs", *MEDIA, "tfds")
 FORMS = (
     "jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH (a file, a folder or a glob), hf:FOLDER, pairs:A,B, pairs:PATH, "
     "images:DIR, audio:DIR, tfds:NAME[/CONFIG][:SPLIT]"
@@ -60,7 +61,7 @@ def _open(kind: str, spec: str, rest: str, text_field: str | None) -> dict[str, 
         from research.data.tables.pairs import open_pairs
 
         return open_pairs(spec, rest)
-    if kind in ("images", "audio"):
+    if kind in MEDIA:
         from research.data.tables.media import open_media
 
         return open_media(spec, "image" if kind == "images" else "audio", rest)

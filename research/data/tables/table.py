@@ -55,6 +55,12 @@ def classes_of(table: Table) -> Mapping[str, tuple[str, ...]]:
     return getattr(table, "classes", {})
 
 
+def piece_of(table: Table, i: int) -> tuple[int, int]:
+    """Returns (which part of its document record i is, of how many): (0, 1) but for a table that cuts long documents (`text.py`)."""
+    piece = getattr(table, "piece", None)
+    return (0, 1) if piece is None else piece(i)
+
+
 def check_index(i: int, count: int, name: str) -> None:
     """Raises IndexError where `i` is not one of 0 .. count - 1."""
     if not 0 <= i < count:

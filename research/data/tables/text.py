@@ -17,13 +17,13 @@ SPACES = b" \n"
 
 
 class TextFiles:
-    """Files given as (identity, path). Fields: `text`, `path` (the identity), and `part` of so many `parts` that the file has.
+    """Files given as (identity, path). Fields: `text` and `path` (the identity); `piece(i)` says which part of its file a record is.
 
     A file above `part` bytes is cut before a space or line end that follows a visible character, or where there is none for long between two
     characters. With `lenient` a file that is not UTF-8 is an empty text instead of a UserError.
     """
 
-    fields = ("text", "path", "part", "parts")
+    fields = ("text", "path")
 
     def __init__(
         self, name: str, files: Sequence[tuple[str, Path]], digest: Callable[[], tuple[str, int]],
@@ -57,7 +57,12 @@ class TextFiles:
             if not self.lenient:
                 raise
             text = ""
-        return {"text": text, "path": identity, "part": part, "parts": len(cuts) - 1}
+        return {"text": text, "path": identity}
+
+    def piece(self, i: int) -> tuple[int, int]:
+        """(which part of its file record i is, of how many): see `piece_of`."""
+        file, part = self._find(i)
+        return part, len(self._cuts[file]) - 1
 
     def _find(self, i: int) -> tuple[int, int]:
         check_index(i, len(self), self.name)
