@@ -47,7 +47,7 @@ def cleaned_source(source: Source, preset: str) -> CleanedSource:
         near = difflib.get_close_matches(preset, PRESETS, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"there is no cleaning preset {preset!r}{hint} There are {', '.join(PRESETS)}.")
-    return CleanedSource(source.name, source.tables, source.text_field, PRESETS[preset])
+    return CleanedSource(source.name, source.tables, source.text_field, config=PRESETS[preset])
 
 
 def cleaned_rows(rows: Iterable[Row], config: Config, see: Callable[[str, Cleaned], None]) -> Iterator[Row]:

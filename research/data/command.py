@@ -22,6 +22,9 @@ class Arguments:
     text_field: str | None = (
         None  # of records: the field that holds the text, or a text with fields in braces; None: text
     )
+    learn: str | None = (
+        None  # of a --text-field with braces: the fields that are learned, with commas; the rest is only read; None: all
+    )
     clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
     out: str | None = None  # a new folder to make it in, with the tokeniser; prepared:FOLDER then names it
     json: bool = False  # the last line is one JSON object
@@ -38,7 +41,7 @@ def prepare(argv: Sequence[str]) -> int:
 def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
     """Makes sure that a source is prepared; returns where it lies and what there is by split, as JSON values. `mb_per_second` is of the text that
     was read, with all that it takes to make the tokeniser; None where the corpus was found ready. Raises UserError as `tokens.prepare` does."""
-    from research.data import tokens
+    from research.data import shards, tokens
 
     start, read = time.perf_counter(), 0
     with reporting(f"tokenising {source}") as report:
@@ -49,15 +52,12 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
             report(done, total)
 
         corpus = tokens.prepare(
-            source, arguments.tokenizer, text_field=arguments.text_field, clean=arguments.clean, out=arguments.out, progress=progress
+            source, arguments.tokenizer, text_field=arguments.text_field, learn=arguments.learn, clean=arguments.clean, out=arguments.out,
+            progress=progress,
         )  # fmt: skip
     seconds = time.perf_counter() - start
-    streams = {"train": corpus.train, "validation": corpus.eval, "test": corpus.test}
-    splits = {
-        name: {"documents": len(one.begins) if len(one) else 0, "tokens": len(one), "bytes": one.bytes}
-        for name, one in streams.items()
-        if one is not None
-    }
+    assert corpus.folder is not None  # it was prepared on disk
+    splits = (shards.manifest(corpus.folder) or {})["splits"]
     size, count = (sum(split[unit] for split in splits.values()) for unit in ("bytes", "tokens"))
     return {
         "source": source, "folder": str(corpus.folder), "found_ready": corpus.cached, "tokenizer": corpus.tokenizer.kind,
@@ -70,7 +70,7 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
 def prepared_lines(found: dict[str, Any]) -> list[str]:
     """Returns what `prepared` found for a person."""
     how = "found ready" if found["found_ready"] else f"made at {found['mb_per_second']:.3g} MB/s"
-    names = ("documents", "tokens", "bytes")
+    names = ("documents", "tokens", "learned", "bytes")
     out = [f"{found['folder']}: {how}, {found['seconds']:.1f} s", ""]
     out += command_line.table(
         ["split", *names], [[split, *(one[name] for name in names)] for split, one in found["splits"].items()]

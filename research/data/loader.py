@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -110,12 +110,25 @@ def by_blocks(of_block: Callable[[int], np.ndarray], records: np.ndarray) -> np.
     )
 
 
+class Text(NamedTuple):
+    """The ids of a stream and, where some are only read, what is learned of them."""
+
+    ids: Ids
+    learned: Ids | None
+
+    @classmethod
+    def of(cls, stream: Any) -> "Text":
+        """That of a TokenStream, or of an array [n], of which all is learned."""
+        learned = getattr(stream, "learned", None)
+        return cls(Ids.of(stream), None if learned is None else Ids.of(learned))
+
+
 @dataclass(frozen=True, eq=False)
 class Batches(ByStep):
     """Training batches of `batch_size` rows of `context` tokens. `stream` is a TokenStream or an array of ids, [n].
 
     Calling it with a step gives `tokens` int32 [B, T], `targets` int32 [B, T] (the next tokens) and `weights` float32
-    [B, T] (ones). Raises UserError where the stream is shorter than one context and its targets.
+    [B, T] (1; 0 where the target is not learned). Raises UserError where the stream is shorter than one context and its targets.
     """
 
     stream: Any = field(repr=False)
@@ -127,23 +140,23 @@ class Batches(ByStep):
 
     def __post_init__(self):
         check(self)
-        if len(self._ids) < self.context + 1:
+        if len(self._text.ids) < self.context + 1:
             raise UserError(
-                f"the text to train on has {len(self._ids)} tokens, fewer than one context and its targets "
+                f"the text to train on has {len(self._text.ids)} tokens, fewer than one context and its targets "
                 f"({self.context} + 1). Give more text, or lower the context."
             )
 
     @cached_property
-    def _ids(self) -> Ids:
-        return Ids.of(self.stream)
+    def _text(self) -> Text:
+        return Text.of(self.stream)
 
     @property
     def windows(self) -> int:
         """Windows in an epoch: as many as fit whatever the phase, and at least one."""
-        return max(1, (len(self._ids) - self.context) // self.context)
+        return max(1, (len(self._text.ids) - self.context) // self.context)
 
     def read(self, records: np.ndarray) -> Batch:
-        return _whole(self._ids, by_blocks(self._starts, records), self.context, self.damaged)
+        return _whole(self._text, by_blocks(self._starts, records), self.context, self.damaged)
 
     def starts(self, step: int) -> np.ndarray:
         """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
@@ -152,7 +165,7 @@ class Batches(ByStep):
     @cached_property
     def _starts(self) -> Callable[[int], np.ndarray]:
         """Where the rows of a block of ORDERED records begin, int64; the last few blocks are kept."""
-        windows, spare = self.windows, len(self._ids) - self.windows * self.context
+        windows, spare = self.windows, len(self._text.ids) - self.windows * self.context
 
         @lru_cache(maxsize=16)
         def of_block(block: int) -> np.ndarray:
@@ -183,22 +196,22 @@ class EvalBatches(ByIndex):
 
     def __post_init__(self):
         check(self)
-        if len(self._ids) < 2:
+        if len(self._text.ids) < 2:
             raise UserError(
-                f"the held-out text has {len(self._ids)} token(s): too few to predict one from another. Give more text."
+                f"the held-out text has {len(self._text.ids)} token(s): too few to predict one from another. Give more text."
             )
 
     @cached_property
-    def _ids(self) -> Ids:
-        return Ids.of(self.stream)
+    def _text(self) -> Text:
+        return Text.of(self.stream)
 
     @property
     def count(self) -> int:
         """Windows that cover the stream; the last may be shorter than the context."""
-        return -(-(len(self._ids) - 1) // self.context)
+        return -(-(len(self._text.ids) - 1) // self.context)
 
     def read(self, numbers: np.ndarray) -> Batch:
-        return _cut(self._ids, numbers * self.context, self.context, self.damaged)
+        return _cut(self._text, numbers * self.context, self.context, self.damaged)
 
 
 def check(batches: ByStep | ByIndex, length: str = "context") -> None:
@@ -222,38 +235,42 @@ def _rows_of(part: tuple[int, int], batch_size: int) -> tuple[int, int]:
     return index * batch_size // count, batch_size // count
 
 
-def _cut(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
+def _cut(text: Text, starts: np.ndarray, context: int, damaged: str) -> Batch:
     """Windows of `context` tokens and their successors from each start; past the stream's end zeros of weight 0."""
-    known = np.clip(len(ids) - 1 - starts, 0, context)
+    known = np.clip(len(text.ids) - 1 - starts, 0, context)
     if known.min(initial=context) == context:
-        return _whole(ids, starts, context, damaged)
-    return _batch(*_what_is_whole(ids, starts, known, context, damaged))
+        return _whole(text, starts, context, damaged)
+    return _batch(*_what_is_whole(text, starts, known, context, damaged))
 
 
-def _whole(ids: Ids, starts: np.ndarray, context: int, damaged: str) -> Batch:
+def _whole(text: Text, starts: np.ndarray, context: int, damaged: str) -> Batch:
     """Windows and their successors that all lie within the stream."""
     try:
-        return _batch(ids.windows(starts, context + 1), np.ones((len(starts), context), np.float32))
+        rows = text.ids.windows(starts, context + 1)
+        if text.learned is None:
+            return _batch(rows, np.ones((len(starts), context), np.float32))
+        return _batch(rows, text.learned.windows(starts + 1, context).astype(np.float32))
     except Damaged:
         if damaged != "skip":
             raise
-        return _batch(*_what_is_whole(ids, starts, np.full(len(starts), context), context, damaged))
+        return _batch(*_what_is_whole(text, starts, np.full(len(starts), context), context, damaged))
 
 
 def _batch(rows: np.ndarray, weights: np.ndarray) -> Batch:
     return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": weights}
 
 
-def _what_is_whole(ids: Ids, starts, known, context: int, damaged: str) -> tuple[np.ndarray, np.ndarray]:
+def _what_is_whole(text: Text, starts, known, context: int, damaged: str) -> tuple[np.ndarray, np.ndarray]:
     """Row by row: zeros of weight 0 past the stream's end and, if what is damaged is skipped, for a row that touches it."""
     rows = np.zeros((len(starts), context + 1), np.int32)
     weights = np.zeros((len(starts), context), np.float32)
     for row, (start, length) in enumerate(zip(starts.tolist(), known.tolist(), strict=True)):
         try:
-            found = ids[start : start + length + 1]
+            found = text.ids[start : start + length + 1]
+            learned = 1 if text.learned is None else text.learned[start + 1 : start + 1 + length]
         except Damaged:
             if damaged != "skip":
                 raise
             continue
-        rows[row, : len(found)], weights[row, :length] = found, 1
+        rows[row, : len(found)], weights[row, :length] = found, learned
     return rows, weights

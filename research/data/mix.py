@@ -28,7 +28,8 @@ from research.data.tokens import PREPARED, Corpus, prepare
 PROG = "research data mix FILE.json"
 UNITS = ("records", "tokens")
 _KEYS = {"sources": "a list of objects", "unit": "records or tokens", "stages": "a list of [first, [weights]]"}
-_SOURCE_KEYS = {"data": "text", "weight": "a number", "text_field": "text"}
+_TEXT_KEYS = {"text_field": "text", "learn": "text", "clean": "text"}  # options of `tokens.prepare`
+_SOURCE_KEYS = {"data": "text", "weight": "a number", **_TEXT_KEYS}
 _BLOCK = 1 << 16
 
 
@@ -55,10 +56,11 @@ class Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Sources with the field of their text, and the stages (first record or token, weights) that `Schedule` takes."""
+    """Sources, each with what it says of its texts (`text_field`, `learn`, `clean`), and the stages (first record or token, weights) that `Schedule`
+    takes."""
 
     data: tuple[str, ...]
-    text_fields: tuple[str | None, ...]
+    texts: tuple[dict[str, Any], ...]
     unit: str
     stages: tuple[tuple[int, tuple[Any, ...]], ...]
 
@@ -88,11 +90,12 @@ def read(path: Path) -> Mixture:
         raise UserError(f"{path}: unit is {unit!r}; expected records or tokens.")
     for number, one in enumerate(listed):
         _check_keys(one, _SOURCE_KEYS, ("data",), f"{path}, source {number}")
-        for name in ("data", "text_field"):
+        for name in ("data", *_TEXT_KEYS):
             if name in one and not isinstance(one[name], str):
                 raise UserError(f"{path}, source {number}: {name} is {one[name]!r}; expected text.")
     mixture = Mixture(
-        tuple(one["data"] for one in listed), tuple(one.get("text_field") for one in listed), unit, _stages(value, str(path))
+        tuple(one["data"] for one in listed), tuple({name: one[name] for name in _TEXT_KEYS if name in one} for one in listed),
+        unit, _stages(value, str(path)),
     )  # fmt: skip
     try:
         Schedule(mixture.stages)
@@ -186,13 +189,13 @@ def tokens_drawn(mixture: Mixture, tokens: int) -> list[int]:
 
 def _records(mixture: Mixture) -> list[int]:
     counts = []
-    for data, field in zip(mixture.data, mixture.text_fields, strict=True):
+    for data, texts in zip(mixture.data, mixture.texts, strict=True):
         if data.startswith(PREPARED):
-            count = len(prepare(data, None, text_field=field).train.begins)
+            count = len(prepare(data, None, **texts).train.begins)
         elif data.partition(":")[0] in MEDIA:
             count = len(split(open_tables(data))["train"])
         else:
-            source = sources.resolve(data, field)
+            source = sources.resolve(data, texts.get("text_field"), texts.get("learn"))
             count = sum(row.begins and row.split == "train" for unit in source.units for row in source.rows(unit))
         if not count:
             raise UserError(f"{data} has no record to train on. Give more of it, or leave it out.")
@@ -202,10 +205,10 @@ def _records(mixture: Mixture) -> list[int]:
 
 def _tokens(mixture: Mixture, tokenizer: str | None) -> list[int]:
     corpora: list[Corpus] = []
-    for data, field in zip(mixture.data, mixture.text_fields, strict=True):
+    for data, texts in zip(mixture.data, mixture.texts, strict=True):
         if data.partition(":")[0] in MEDIA:
             raise UserError(f"{data} has no tokens. Mix images and sounds in records.")
-        corpora.append(prepare(data, tokenizer, text_field=field))
+        corpora.append(prepare(data, tokenizer, **texts))
         if corpora[-1].tokenizer_fingerprint != corpora[0].tokenizer_fingerprint:
             raise UserError(
                 f"{data} has another tokeniser than {mixture.data[0]}, so their tokens cannot be mixed. Give all of them one that is "

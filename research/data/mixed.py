@@ -5,7 +5,8 @@ by weights.
                  {"data": "jsonl:questions.jsonl", "text_field": "{question} {answer}", "weight": 3}],
      "stages": [[0, [7, 3]], [50000, [1, 4]]]}
 
-A source without a `text_field` has the run's own. A record is a row, of which a step has the batch size. All rows have the same number of tokens,
+Beside `text_field` a source may have `learn` and `clean`; one without them has the run's own, and of
+`learn` only without a `text_field`. A record is a row, of which a step has the batch size. All rows have the same number of tokens,
 so weights are shares of tokens too, of packed rows as far as they are full; in the unit "tokens" a stage begins with the first row that
 begins at so many or more.
 
@@ -19,15 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from research.core.errors import UserError
-from research.data import mix, tokens
+from research.data import mix, shards, tokens
 from research.data.loader import Batch, ByStep, check
 from research.data.mixture import Schedule
 from research.data.progress import Report
-from research.data.shards import Ids, TokenStream
 from research.data.shares import Stages, exact_shares
 from research.data.tokenizer import Tokenizer
 from research.data.tokens import PREPARED, Corpus
@@ -63,19 +64,22 @@ def prepare(
     tokenizer: str | Tokenizer | None,
     *,
     text_field: str | None = None,
+    learn: str | None = None,
+    clean: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Report | None = None,
 ) -> Corpus:
     """Returns the corpus of a source as `tokens.prepare` does, or of a mixture of sources, `mix:FILE.json`, each of which is kept in the
     cache by itself. Raises UserError for a file that is no mixture (`mix.read`) and as `tokens.prepare` does."""
+    common: dict[str, Any] = {"text_field": text_field, "learn": learn, "clean": clean}
     if not data.startswith(PREFIX):
-        return tokens.prepare(data, tokenizer, text_field=text_field, cache_dir=cache_dir, progress=progress)
+        return tokens.prepare(data, tokenizer, **common, cache_dir=cache_dir, progress=progress)
     mixture = mix.read(Path(data.removeprefix(PREFIX)).expanduser())
     parts: list[Corpus] = []
-    for one, own in zip(mixture.data, mixture.text_fields, strict=True):
-        text = own if own is not None or one.startswith(PREPARED) else text_field
+    for one, own in zip(mixture.data, mixture.texts, strict=True):
+        texts = own if one.startswith(PREPARED) else common | ({"learn": None} if "text_field" in own else {}) | own
         shared = parts[0].tokenizer if parts else tokenizer
-        parts.append(tokens.prepare(one, shared, text_field=text, cache_dir=cache_dir, progress=progress))
+        parts.append(tokens.prepare(one, shared, **texts, cache_dir=cache_dir, progress=progress))
     return mixed(parts, mixture.data, mixture.stages, mixture.unit)
 
 
@@ -87,25 +91,12 @@ def mixed(parts: Sequence[Corpus], names: Sequence[str], stages: Stages, unit: s
         raise UserError(f"{shares.sources} weights for {len(parts)} sources of a mixture. Give one for each.")
     described = [[part.source_fingerprint for part in parts], unit, shares.starts, shares.weights, shares.periods]
     return MixedCorpus(
-        train=_joined([part.train for part in parts]), eval=_joined([part.eval for part in parts]),
-        test=_joined([part.test for part in parts if part.test is not None]), tokenizer=parts[0].tokenizer,
+        train=shards.join([part.train for part in parts]), eval=shards.join([part.eval for part in parts]),
+        test=shards.join([part.test for part in parts if part.test is not None]), tokenizer=parts[0].tokenizer,
         source_fingerprint=hashlib.sha256(json.dumps(described).encode()).hexdigest(),
         tokenizer_fingerprint=parts[0].tokenizer_fingerprint, cached=all(part.cached for part in parts),
         parts=tuple(parts), names=tuple(names), stages=stages, unit=unit,
     )  # fmt: skip
-
-
-def _joined(streams: Sequence[TokenStream]) -> TokenStream:
-    """The streams one after the other, nothing copied."""
-    ids = [Ids.of(stream) for stream in streams]
-    before = np.cumsum([0, *(len(one) for one in ids)])
-    none = np.empty(0, np.int64)
-    return TokenStream(
-        Ids(tuple(array for one in ids for array in one.arrays), tuple(seen for one in ids for seen in one.checks)),
-        sum(stream.bytes for stream in streams),
-        np.concatenate([none, *(stream.begins + first for stream, first in zip(streams, before[:-1], strict=True))]),
-        np.concatenate([none, *(stream.records for stream in streams)]),
-    )
 
 
 @dataclass(frozen=True, eq=False)

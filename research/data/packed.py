@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.loader import Batch, ByIndex, ByStep, check, shuffled
+from research.data.loader import Batch, ByIndex, ByStep, Text, check, shuffled
 from research.data.packing import Packing, pack, rows
-from research.data.shards import Damaged, Ids
+from research.data.shards import Damaged
 
 
 @dataclass(frozen=True, eq=False)
 class Documents:
     """A stream's documents in bins. Document d is the ids from `offsets[d]` to below `offsets[d + 1]`."""
 
-    ids: Ids
+    text: Text
     offsets: np.ndarray = field(repr=False)  # int64 [documents + 1]
     packing: Packing = field(repr=False)
 
@@ -32,36 +32,36 @@ class Documents:
             return stream
         if context <= room:
             raise UserError(f"rows of {context} tokens have no room for {room} besides a document's. Give longer rows.")
-        ids = Ids.of(stream)
+        text = Text.of(stream)
         begins = getattr(stream, "begins", np.zeros(1, np.int64))
-        offsets = np.concatenate([[0], begins[begins > 0], [len(ids)]]).astype(np.int64)
+        offsets = np.concatenate([[0], begins[begins > 0], [len(text.ids)]]).astype(np.int64)
         lengths = np.diff(offsets)
         if lengths.max() < 2:
             raise UserError(
-                f"{what} has {len(ids)} token(s) in documents of at most {lengths.max()}: too few to predict one from another. "
+                f"{what} has {len(text.ids)} token(s) in documents of at most {lengths.max()}: too few to predict one from another. "
                 "Give documents of more than one token."
             )
-        return cls(ids, offsets, _with_room(lengths, context, room))
+        return cls(text, offsets, _with_room(lengths, context, room))
 
-    def read(self, bins: np.ndarray, learned: np.ndarray | None, damaged: str) -> Batch:
+    def read(self, bins: np.ndarray, damaged: str) -> Batch:
         """The rows of bins as `packing.rows` lays them out. Bins beyond the last and, if what is damaged is skipped, those that touch it are
         zeros of weight 0."""
         there = bins < self.packing.bins
         try:
-            found = self._rows(bins[there], learned)
+            found = self._rows(bins[there])
         except Damaged:
             if damaged != "skip":
                 raise
             there = np.array([one and self._whole(number) for number, one in zip(bins, there, strict=True)])
-            found = self._rows(bins[there], learned)
+            found = self._rows(bins[there])
         return found if there.all() else {name: _among(array, there) for name, array in found.items()}
 
-    def _rows(self, bins: np.ndarray, learned: np.ndarray | None) -> Batch:
-        return rows(self.packing, bins, self.ids, self.offsets, learned)
+    def _rows(self, bins: np.ndarray) -> Batch:
+        return rows(self.packing, bins, self.text.ids, self.offsets, self.text.learned)
 
     def _whole(self, number: int) -> bool:
         try:
-            self._rows(np.array([number]), None)
+            self._rows(np.array([number]))
         except Damaged:
             return False
         return True
@@ -86,9 +86,8 @@ class PackedBatches(ByStep):
     """Training batches of `batch_size` bins of `context` tokens. `stream` is a TokenStream, or an array of ids that is one document.
 
     Calling it with a step gives `tokens`, `targets` and `segments` int32 [B, T] and `weights` float32 [B, T], as `packing.rows` does.
-    `learned`, [tokens of the stream]: what each token weighs as a target, 1 where there is none. `room`: how many tokens of a bin are left
-    free for each document, or piece of one, so that it may be made longer. Raises UserError where no document has two tokens and for rows
-    that are no longer than the room.
+    `room`: how many tokens of a bin are left free for each document, or piece of one, so that it may be made longer. Raises UserError where no
+    document has two tokens and for rows that are no longer than the room.
     """
 
     stream: Any = field(repr=False)
@@ -97,7 +96,6 @@ class PackedBatches(ByStep):
     seed: int
     part: tuple[int, int] = (0, 1)
     damaged: str = "fatal"  # "skip": a row of which a document lies in a damaged shard has weight 0
-    learned: np.ndarray | None = field(default=None, repr=False)
     room: int = 0
 
     def __post_init__(self):
@@ -112,7 +110,7 @@ class PackedBatches(ByStep):
 
     def read(self, records: np.ndarray) -> Batch:
         numbers, _ = shuffled(records, self.bins, self.seed)
-        return self.stream.read(numbers.astype(np.int64), self.learned, self.damaged)
+        return self.stream.read(numbers.astype(np.int64), self.damaged)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +123,6 @@ class PackedEvalBatches(ByIndex):
     limit_batches: int | None = None
     part: tuple[int, int] = (0, 1)
     damaged: str = "fatal"
-    learned: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self):
         check(self)
@@ -136,4 +133,4 @@ class PackedEvalBatches(ByIndex):
         return self.stream.packing.bins
 
     def read(self, numbers: np.ndarray) -> Batch:
-        return self.stream.read(numbers, self.learned, self.damaged)
+        return self.stream.read(numbers, self.damaged)

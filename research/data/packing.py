@@ -105,14 +105,15 @@ def _best_fit(sizes: np.ndarray, T: int) -> np.ndarray:
     return bins
 
 
-def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, learned: np.ndarray | None = None) -> Batch:
+def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, learned: Any = None) -> Batch:
     """Returns the batch of the given bins, whole numbers [B]. Document d is `ids[offsets[d] : offsets[d + 1]]`, its separator
     its last token where the tokeniser has one. `ids`: an array [n], or `shards.Ids`, of which only the rows' pieces are read.
 
     `tokens` int32 [B, T]; `targets` int32 [B, T], the next token of the same document; `weights` float32 [B, T]; `segments`
     int32 [B, T], 1, 2, 3, ... in each row as `model.positions.documents` reads them.
 
-    The weight of a place is that of its target, `learned` of it, [tokens of ids], or 1 if that is None. A document's last
+    The weight of a place is that of its target: `learned` of it, whole numbers as many as ids, likewise an array or `shards.Ids`, or 1
+    if that is None. A document's last
     token has no target and weight 0; one at the end of a piece that was cut has the next piece's first token for its target.
     Padding has token, target, weight and segment 0. Raises ValueError for documents shorter than those that were packed, and what
     `ids` raises where they are damaged.
@@ -132,6 +133,8 @@ def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, lear
     per_bin = np.add.reduceat(sizes, np.cumsum(counts) - counts) if len(sizes) else counts
     places = np.repeat(packing.length * np.arange(len(bins)), per_bin) + _within(per_bin)
 
+    weights = has_target if learned is None else has_target * _read(learned, begins, begins + read)[place + has_target]
+
     def laid_out(values: np.ndarray, dtype: type) -> np.ndarray:
         flat = np.zeros(len(bins) * packing.length, dtype)
         flat[places] = values
@@ -140,7 +143,7 @@ def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, lear
     return {
         "tokens": laid_out(found[place], np.int32),
         "targets": laid_out(np.where(has_target, found[place + has_target], 0), np.int32),
-        "weights": laid_out(has_target if learned is None else has_target * learned[at + has_target], np.float32),
+        "weights": laid_out(weights, np.float32),
         "segments": laid_out(np.repeat(_within(counts) + 1, sizes), np.int32),
     }
 

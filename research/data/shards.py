@@ -1,9 +1,10 @@
 """Token shards: a prepared corpus on disk, made unit by unit, so that work which was cut off goes on where it stood.
 
-A unit leaves, for every split of which it has tokens, `SPLIT-00003.bin` (ids in the smallest unsigned type that holds the vocabulary) and
-`SPLIT-00003.documents` (for every document where it begins in that file and the number of its record, uint64), and at last `unit-00003.json`,
-which lists them with a checksum of every `BLOCK` bytes. A unit that is listed is not made again. When all are there, the folder takes its
-final name, so what has that name is whole. The bytes are the same however often the work was cut off, and whoever does it.
+A unit leaves, for every split of which it has tokens, `SPLIT-00003.bin` (ids in the smallest unsigned type that holds the vocabulary),
+`SPLIT-00003.documents` (for every document where it begins in that file and the number of its record, uint64), where some ids are not learned
+`SPLIT-00003.learned` (1 or 0 for each, uint8), and at last `unit-00003.json`, which lists them with a checksum of every `BLOCK` bytes. A unit that
+is listed is not made again. When all are there, the folder takes its final name, so what has that name is whole. The bytes are the same
+however often the work was cut off, and whoever does it.
 
 Reading looks at a block's checksum when its bytes are first asked for: damage is named by file and offset.
 """
@@ -35,12 +36,18 @@ UNFINISHED = ".part-"
 @dataclass(frozen=True, eq=False)
 class Piece:
     """What a unit has of one split. `ids` [n]; `begins` and `records`, int64 [documents]: where each document begins among them, and the number
-    of its record; `size`: UTF-8 bytes of the text that the ids stand for."""
+    of its record; `size`: UTF-8 bytes of the text that the ids stand for; `learned`, uint8 [n]: 1 for ids that are learned, 0 for those that
+    are only read; None: all are."""
 
     ids: np.ndarray
     begins: np.ndarray
     records: np.ndarray
     size: int
+    learned: np.ndarray | None = None
+
+    @property
+    def tokens_learned(self) -> int:
+        return len(self.ids) if self.learned is None else int(np.count_nonzero(self.learned))
 
 
 Make = Callable[[int], tuple[Mapping[str, Piece], Mapping[str, int]]]
@@ -117,12 +124,18 @@ def _unit(folder: Path, unit: int, make: Make) -> dict[str, Any]:
     files = []
     for split, piece in sorted(pieces.items()):
         table = np.stack([piece.begins, piece.records], axis=1).astype("<u8")
-        for suffix, content in (("bin", piece.ids.tobytes()), ("documents", table.tobytes())):
+        arrays = {"bin": piece.ids, "documents": table} | ({} if piece.learned is None else {"learned": piece.learned})
+        for suffix, content in ((suffix, array.tobytes()) for suffix, array in arrays.items()):
             name = f"{split}-{unit:05d}.{suffix}"
             _write(folder / name, content)
             files.append({"file": name, "bytes": len(content), "sums": _sums(content)})
     splits = {
-        split: {"tokens": len(piece.ids), "documents": len(piece.begins), "bytes": piece.size}
+        split: {
+            "tokens": len(piece.ids),
+            "learned": piece.tokens_learned,
+            "documents": len(piece.begins),
+            "bytes": piece.size,
+        }
         for split, piece in pieces.items()
     }
     listing = {"splits": splits, "counts": dict(counts), "files": files}
@@ -170,7 +183,7 @@ def _sums(content: bytes) -> list[int]:
 
 def _summed(listings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Totals of all units: `units`, `splits` and `counts`."""
-    names = ("tokens", "documents", "bytes")
+    names = ("tokens", "learned", "documents", "bytes")
     splits = {
         split: {name: sum(one["splits"].get(split, {}).get(name, 0) for one in listings) for name in names}
         for split in SPLITS
@@ -225,6 +238,11 @@ class Ids:
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise ValueError(f"a stream of tokens is a 1-D array of integers, not {ids.dtype} of shape {ids.shape}")
         return cls((ids.view(np.ndarray),), (None,))  # the bookkeeping of a np.memmap takes longer than a small read
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ids"]) -> "Ids":
+        """Sequences one after the other, nothing copied."""
+        return cls(tuple(a for one in parts for a in one.arrays), tuple(c for one in parts for c in one.checks))
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -317,12 +335,14 @@ class Damaged(UserError):
 @dataclass(frozen=True, eq=False)
 class TokenStream:
     """Ids of one split. `tokens`: an array [n], or `Ids`; `bytes`: the UTF-8 bytes of the text that they stand for; `begins` and `records`:
-    where each document begins among them and the number of its record, int64 [documents]."""
+    where each document begins among them and the number of its record, int64 [documents]; `learned`, `Ids` or an array [n]: 1 for what is
+    learned, 0 for what is only read; None: all is."""
 
     tokens: Any = field(repr=False)
     bytes: int
     begins: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
     records: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
+    learned: Any = field(repr=False, default=None)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -330,24 +350,49 @@ class TokenStream:
 
 def read(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
     """A split of a corpus that is intact, its ids memory-mapped; empty where it has none. Raises Damaged for a file that is not there."""
-    arrays, checks, begins, records, before, size = [], [], [], [], 0, 0
+    ids, masks, begins, records, before, size = [], [], [], [], 0, 0
     for unit in range((manifest(folder) or {"units": 0})["units"]):
         listing = _listing(folder, unit) or {"splits": {}}
         if split not in listing["splits"]:
             continue
-        path, described = folder / f"{split}-{unit:05d}.bin", listing["splits"][split]
-        sums = next(np.array(one["sums"], np.uint32) for one in listing["files"] if one["file"] == path.name)
-        content = _mapped(path)
+        described, sums = listing["splits"][split], {one["file"]: one["sums"] for one in listing["files"]}
+        path = folder / f"{split}-{unit:05d}.bin"
         table = _mapped(path.with_suffix(".documents")).view("<u8").reshape(-1, 2).astype(np.int64)
-        arrays.append(content.view(dtype))
-        checks.append(Checks(path, content, sums, np.zeros(len(sums), bool)))
+        ids.append(_checked(path, sums, dtype))
+        mask = path.with_suffix(".learned")
+        masks.append(_checked(mask, sums, np.dtype(np.uint8)) if mask.name in sums else _ones(described["tokens"]))
         begins.append(table[:, 0] + before)
         records.append(table[:, 1])
         before += described["tokens"]
         size += described["bytes"]
     none = np.empty(0, np.int64)
-    ids = Ids(tuple(arrays), tuple(checks)) if arrays else Ids.of(np.empty(0, dtype))
-    return TokenStream(ids, size, np.concatenate([none, *begins]), np.concatenate([none, *records]))
+    learned = Ids.joined(masks) if any(mask.checks != (None,) for mask in masks) else None
+    whole = Ids.joined(ids) if ids else Ids.of(np.empty(0, dtype))
+    return TokenStream(whole, size, np.concatenate([none, *begins]), np.concatenate([none, *records]), learned)
+
+
+def join(streams: Sequence[TokenStream]) -> TokenStream:
+    """Returns the streams one after the other, nothing copied."""
+    before = np.cumsum([0, *map(len, streams)])
+    none = np.empty(0, np.int64)
+    masked = any(stream.learned is not None for stream in streams)
+    masks = [Ids.of(_ones(len(stream)) if stream.learned is None else stream.learned) for stream in streams]
+    return TokenStream(
+        Ids.joined([Ids.of(stream) for stream in streams]),
+        sum(stream.bytes for stream in streams),
+        np.concatenate([none, *(stream.begins + first for stream, first in zip(streams, before[:-1], strict=True))]),
+        np.concatenate([none, *(stream.records for stream in streams)]),
+        Ids.joined(masks) if masked else None,
+    )
+
+
+def _ones(size: int) -> Ids:
+    return Ids.of(np.broadcast_to(np.uint8(1), size))
+
+
+def _checked(path: Path, sums: Mapping[str, list[int]], dtype: np.dtype) -> Ids:
+    content, own = _mapped(path), np.array(sums[path.name], np.uint32)
+    return Ids((content.view(dtype),), (Checks(path, content, own, np.zeros(len(own), bool)),))
 
 
 def _mapped(path: Path) -> np.ndarray:

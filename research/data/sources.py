@@ -15,11 +15,12 @@ leaves nothing to train on or to validate with, as with a single file, the text 
 import difflib
 import glob
 import hashlib
+import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,23 +54,26 @@ class Unit(NamedTuple):
 
 class Row(NamedTuple):
     """A text of a split: a document, or a part of one. `begins`, `ends`: a document begins with it, ends with it and others follow;
-    `record`: its number."""
+    `record`: its number; `learned`: whether it is, or is only read."""
 
     split: str
     text: str
     record: int
     begins: bool
     ends: bool
+    learned: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """Documents of text, read when asked for. `tables`: {"all": table}, or parts of the source's own (`tables/spec.py`). `text_field`: the field
-    that holds the text, or a text with fields in braces, such as `{question} {answer}`."""
+    that holds the text, or a text with fields in braces, such as `{question} {answer}`. `learn`: the fields in braces of which the text is learned,
+    while the rest is only read; None: all of it."""
 
     name: str
     tables: Mapping[str, Table]
     text_field: str = "text"
+    learn: tuple[str, ...] | None = None
 
     def documents(self, split: str) -> Iterator[str]:
         """Returns the texts of `split` (train, validation or test) in a fixed order; none is empty, and a long document comes in parts.
@@ -95,24 +99,40 @@ class Source:
         """Returns the texts of a unit, empty ones left out."""
         table = self.tables[unit.part]
         for i in range(unit.start, unit.stop):
-            text = self._text(table, i)
-            if text:
+            spans = self._spans(table, i)
+            if spans:
                 part, parts = piece_of(table, i)
-                sides = self._sides(unit.part, i, text)
+                followed = part + 1 == parts and i + 1 < len(table)
+                sides = self._sides(unit.part, i, "".join(text for text, _ in spans))
+                at = 0
                 for number, (split, piece) in enumerate(sides):
-                    ends = part + 1 == parts and i + 1 < len(table) and number + 1 == len(sides)
-                    yield Row(split, piece, i, part == 0 or number > 0, ends)
+                    own = list(_between(spans, at, at + len(piece)))
+                    at += len(piece)
+                    for place, (text, learned) in enumerate(own):
+                        begins = place == 0 and (part == 0 or number > 0)
+                        ends = followed and number + 1 == len(sides) and place + 1 == len(own)
+                        yield Row(split, text, i, begins, ends, learned)
 
     def _text(self, table: Table, i: int) -> str:
+        return "".join(text for text, _ in self._spans(table, i))
+
+    def _spans(self, table: Table, i: int) -> list[tuple[str, bool]]:
+        """The text of a record in parts, none empty, each with whether it is learned."""
         record = table.record(i)
         if "{" not in self.text_field:
-            return record[self.text_field]
+            return [(record[self.text_field], True)] if record[self.text_field] else []
         fields = _FIELD.findall(self.text_field)
         if lacking := [name for name in fields if record.get(name) is None]:
             raise UserError(
                 f"{self.name}, record {i} has no value in the field {lacking[0]!r}, which --text-field names."
             )
-        return _FIELD.sub(lambda found: str(record[found[1]]), self.text_field)
+        between = _FIELD.split(self.text_field)  # texts, and at odd places the names of fields
+        parts = [
+            (str(record[one]) if n % 2 else one, self.learn is None or (n % 2 == 1 and one in self.learn))
+            for n, one in enumerate(between)
+        ]
+        runs = itertools.groupby((part for part in parts if part[0]), key=lambda part: part[1])
+        return [("".join(text for text, _ in run), learned) for learned, run in runs]
 
     def _sides(self, part: str, i: int, text: str) -> list[tuple[str, str]]:
         """The splits that a record's text belongs to, each with what it has of it."""
@@ -154,7 +174,8 @@ class Source:
     def fingerprint(self) -> str:
         """SHA-256 over the content and the rule that splits it: equal fingerprints give equal documents."""
         content = " ".join(f"{part} {digest}" for part, (digest, _) in sorted(self._digests.items()))
-        return hashlib.sha256(f"{_SPLIT_RULE} {self.text_field} {content}".encode()).hexdigest()
+        learn = "" if self.learn is None else f" {','.join(sorted(self.learn))}"
+        return hashlib.sha256(f"{_SPLIT_RULE} {self.text_field}{learn} {content}".encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -166,12 +187,40 @@ class Source:
         return {part: table.digest() for part, table in self.tables.items()}
 
 
-def resolve(spec: str, text_field: str | None = None) -> Source:
+def resolve(spec: str, text_field: str | None = None, learn: str | None = None) -> Source:
     """Returns the source that `spec` names (see the table above). `text_field` names the field that holds the text, or says how fields make it;
-    None: `text`, and of pairs both sides with a tab between them.
+    None: `text`, and of pairs both sides with a tab between them. `learn`: the fields of such a text that are learned, with commas between
+    them; None: all of the text.
 
     Raises UserError for an unknown form, a missing file or data set, a pattern that matches nothing, and a field that is not there.
     """
+    source = _resolve(spec, text_field)
+    return source if learn is None else replace(source, learn=_learned(source, learn))
+
+
+def _learned(source: Source, learn: str) -> tuple[str, ...]:
+    """The names of the fields to learn. Raises UserError for one that the text is not made of."""
+    names = tuple(name.strip() for name in learn.split(","))
+    made_of = _FIELD.findall(source.text_field)
+    if strangers := [name for name in names if name not in made_of]:
+        of = f"makes the text of {', '.join(made_of)}" if made_of else f"names one field, {source.text_field!r}"
+        raise UserError(
+            f"--learn names {strangers[0]!r}, but --text-field {of}. Give both, as in --text-field '{{question}} {{answer}}' --learn answer."
+        )
+    return names
+
+
+def _between(spans: Sequence[tuple[str, bool]], start: int, stop: int) -> Iterator[tuple[str, bool]]:
+    """What lies between two places of the text that spans are of, in parts as they are."""
+    at = 0
+    for text, learned in spans:
+        piece = text[max(0, start - at) : max(0, stop - at)]
+        if piece:
+            yield piece, learned
+        at += len(text)
+
+
+def _resolve(spec: str, text_field: str | None) -> Source:
     kind, colon, rest = spec.partition(":")
     if spec == "python_stdlib":
         return Source(spec, {"all": _python_stdlib()})

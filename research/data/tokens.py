@@ -25,7 +25,7 @@ from research.data.shards import TokenStream
 from research.data.sources import Row, Source, Unit
 from research.data.tokenizer import Tokenizer
 
-_FORMAT = "2"  # part of the cache's keys: raise it when the same source and tokeniser would give another stream
+_FORMAT = "3"  # part of the cache's keys: raise it when the same source and tokeniser would give another stream
 _BATCH_CHARACTERS = 1 << 21  # tokenised at a time: enough for every thread, and bounded memory
 PREPARED = "prepared:"
 TOKENIZER = "byte"  # where none is asked for
@@ -53,6 +53,7 @@ def prepare(
     tokenizer: str | Tokenizer | None,
     *,
     text_field: str | None = None,
+    learn: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Report | None = None,
     clean: str | None = None,
@@ -61,20 +62,24 @@ def prepare(
     """Returns the corpus of a source (`sources.resolve`) under a tokeniser, or one by its name (`tokenizer.build`; None: `byte`), from
     the cache where it is there. Work that was cut off goes on where it stood.
 
-    `clean` names a preset of `cleaning.PRESETS`: texts are cleaned before the tokeniser sees them. With `out` the corpus is made in that
+    `text_field` and `learn` say what of a record is text, and what of that is learned (`sources.resolve`). `clean` names a preset of
+    `cleaning.PRESETS`: texts are cleaned before the tokeniser sees them. With `out` the corpus is made in that
     folder, which is new or holds this corpus, its tokenizer.json beside it. `prepared:FOLDER` opens what was made so, with its own tokeniser.
     `progress` is called with (bytes done, bytes in all); without it a bar is shown on a terminal. Processes may prepare
     the same corpus at once. Raises UserError for a source or tokeniser that cannot be used, where cleaning leaves nothing, and for a folder that
     cannot be written.
     """
     if data.startswith(PREPARED):
-        if given := [
-            f"--{name}" for name, value in (("text-field", text_field), ("clean", clean), ("out", out)) if value
-        ]:
+        options = {"text-field": text_field, "learn": learn, "clean": clean, "out": out}
+        if given := [f"--{name}" for name, value in options.items() if value]:
             raise UserError(f"{data} is prepared already; leave out {' and '.join(given)}.")
         return _opened(data, tokenizer)
     root = Path(cache_dir or research_cache_dir()).expanduser()
-    source = sources.resolve(data, text_field)
+    source = sources.resolve(data, text_field, learn)
+    if clean is not None and learn is not None:
+        raise UserError(
+            "--clean changes a text as a whole, so it cannot go with --learn. Clean the records beforehand."
+        )
     source = source if clean is None else cleaned.cleaned_source(source, clean)
     asked = TOKENIZER if tokenizer is None else tokenizer
     built = tokenizers.build(asked, source, cache_dir=root) if isinstance(asked, str) else asked
@@ -147,6 +152,10 @@ def _check(name: str, totals: dict[str, Any]) -> None:
     for split in ("train", "validation"):
         if totals["splits"][split]["tokens"] == 0:
             raise UserError(f"{name} leaves no text for the part {split!r}.{why} Give more text.")
+        if totals["splits"][split]["learned"] == 0:
+            raise UserError(
+                f"{name}: nothing is learned in the part {split!r}: the fields that --learn names are empty."
+            )
 
 
 def _own_folder(folder: Path, about: dict[str, Any]) -> Path:
@@ -226,23 +235,27 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 
 class _Fragment(NamedTuple):
-    """A part of a row that is tokenised at a time. `begins`, `ends`: a document does so with it."""
+    """A part of a row that is tokenised at a time. `begins`, `ends`, `learned`: as of a Row."""
 
     split: str
     text: str
     record: int
     begins: bool
     ends: bool
+    learned: bool
 
 
 def tokenised(
     rows: Iterable[Row], tokenizer: Tokenizer, dtype: np.dtype, seen: Callable[[int], None]
 ) -> dict[str, shards.Piece]:
-    """Returns the ids of rows, by split. `seen` is called with the UTF-8 bytes that have been tokenised. One thread reads ahead while the
+    """Returns the ids of rows, by split; a separator is learned where the text before it is.
+
+    `seen` is called with the UTF-8 bytes that have been tokenised. One thread reads ahead while the
     tokeniser works with as many as it has."""
     separator = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype)
     parts: dict[str, list[np.ndarray]] = {}
     begins: dict[str, list[tuple[int, int]]] = {}
+    learned: dict[str, list[bool]] = {}
     lengths: dict[str, int] = {}
     sizes: dict[str, int] = {}
     with ThreadPoolExecutor(1) as reader:
@@ -256,12 +269,17 @@ def tokenised(
                     begins.setdefault(one.split, []).append((lengths.get(one.split, 0), one.record))
                 whole = np.concatenate([ids.astype(dtype), separator]) if one.ends else ids.astype(dtype)
                 parts.setdefault(one.split, []).append(whole)
+                learned.setdefault(one.split, []).append(one.learned)
                 lengths[one.split] = lengths.get(one.split, 0) + len(whole)
                 sizes[one.split] = sizes.get(one.split, 0) + len(one.text.encode("utf-8"))
             seen(sum(sizes.values()) - before)
     tables = {split: np.array(begins.get(split, []), np.int64).reshape(-1, 2) for split in parts}
+    masks = {
+        split: None if all(learned[split]) else np.repeat(np.array(learned[split], np.uint8), list(map(len, ids)))
+        for split, ids in parts.items()
+    }
     return {
-        split: shards.Piece(np.concatenate(ids), tables[split][:, 0], tables[split][:, 1], sizes[split])
+        split: shards.Piece(np.concatenate(ids), tables[split][:, 0], tables[split][:, 1], sizes[split], masks[split])
         for split, ids in parts.items()
     }
 
@@ -274,7 +292,7 @@ def _batches(rows: Iterable[Row], tokenizer: Tokenizer) -> Iterator[list[_Fragme
         texts = list(tokenizer.pieces(row.text))
         for number, text in enumerate(texts):
             begins, ends = row.begins and number == 0, row.ends and number == len(texts) - 1
-            batch.append(_Fragment(row.split, text, row.record, begins, ends))
+            batch.append(_Fragment(row.split, text, row.record, begins, ends, row.learned))
             size += len(text)
             if size >= _BATCH_CHARACTERS:
                 yield batch

@@ -47,7 +47,7 @@ def fit(
     compile_cache.enable()
     begun = start.resolve(config)
     config = begun.config
-    corpus = prepare(config.data, begun.tokenizer, text_field=config.text_field)
+    corpus = prepare(config.data, begun.tokenizer, text_field=config.text_field, learn=config.learn, clean=config.clean)
     built = program.build(config, corpus, begun.weights)
     same = identity(config, data=corpus.source_fingerprint, tokenizer=corpus.tokenizer_fingerprint)
     path = Path(config.run_dir or Path("runs") / name)

@@ -23,6 +23,10 @@ class Config:
     text_field: str | None = (
         None  # of records: the field that holds the text, or a text with fields in braces; None: text
     )
+    learn: str | None = (
+        None  # of a text_field with braces: the fields that are learned, with commas; the rest is only read; None: all
+    )
+    clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
     tokenizer: str | None = (
         None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
     )

@@ -128,7 +128,11 @@ class Program:
     def held_out_text(self) -> tuple[bytes, int]:
         """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in, ends of blanks included."""
         held_out, tokenizer = self.held_out, self.corpus.tokenizer
-        if isinstance(held_out, EvalBatches) and len(held_out) * held_out.batch_size >= held_out.count:
+        if (
+            isinstance(held_out, EvalBatches)
+            and self.corpus.eval.learned is None
+            and len(held_out) * held_out.batch_size >= held_out.count
+        ):
             return tokenizer.decode_bytes(np.asarray(self.corpus.eval.tokens)), len(self.corpus.eval) - 1
         tokens = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in held_out])
         return tokenizer.decode_bytes(tokens[tokens < tokenizer.vocab_size]), len(tokens)
@@ -246,8 +250,11 @@ def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> P
         raise UserError(
             f"task.kind is {config.task.kind!r}, but model.patterns are {model.patterns!r}; make it {expected!r}"
         )
-    if model.fills_blanks and (config.rows != "windows" or config.fim_rate is not None):
-        raise UserError("a model that fills blanks learns them from windows; leave rows and fim_rate out")
+    masked = corpus.train.learned is not None
+    if model.fills_blanks and (config.rows != "windows" or config.fim_rate is not None or masked):
+        raise UserError(
+            "a model that fills blanks learns them from windows of all the text; leave rows, fim_rate and learn out"
+        )
     built = Program(config, corpus, model, mesh, C.hypers(config), weights)
     _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
     return built

@@ -157,15 +157,13 @@ def test_a_mixture_of_rows_is_one_of_tokens():
 
 
 def test_tokens_that_are_not_learned_weigh_nothing():
-    learned = np.array([0, 0, 1, 1, 0, 1, 1, 0.5], np.float32)
-    for batches in (
-        PackedBatches(stream_of([5, 3], 1), 1, 8, 0, learned=learned),
-        PackedEvalBatches(stream_of([5, 3], 1), 1, 8, learned=learned),
-    ):
+    learned = np.array([0, 0, 1, 1, 0, 1, 1, 0], np.uint8)
+    stream = replace(stream_of([5, 3], 1), learned=learned)
+    for batches in (PackedBatches(stream, 1, 8, 0), PackedEvalBatches(stream, 1, 8)):
         batch = batches.rows(0, 1)(0)
         assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
         assert batch["targets"].tolist() == [[2, 3, 4, 5, 0, 7, 8, 0]]
-        assert batch["weights"].tolist() == [[0, 1, 1, 0, 0, 1, 0.5, 0]]
+        assert batch["weights"].tolist() == [[0, 1, 1, 0, 0, 1, 0, 0]]
         assert batch["segments"].tolist() == [[1] * 5 + [2] * 3]
 
 

@@ -43,7 +43,8 @@ def test_prepare_prints_what_there_is(call, source, tmp_path):
     found = last(call("prepare", source, "--tokenizer", "bpe:280", "--clean", "plain", "--out", "own", "--json"))
     corpus = prepare("prepared:own", None)
     assert found["splits"]["train"] == {
-        "documents": len(corpus.train.begins), "tokens": len(corpus.train), "bytes": corpus.train.bytes,
+        "documents": len(corpus.train.begins), "tokens": len(corpus.train), "learned": len(corpus.train),
+        "bytes": corpus.train.bytes,
     }  # fmt: skip
     assert sum(split["documents"] for split in found["splits"].values()) == 80 == found["cleaning"]["kept"]
     assert found["mb_per_second"] > 0 and found["bytes_per_token"] > 1 and found["folder"] == "own"

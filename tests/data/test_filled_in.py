@@ -1,5 +1,7 @@
 """Rows whose documents are rearranged to fill in the middle: nothing of them is lost but at a row's end."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import small_tokenizers as small
@@ -98,7 +100,7 @@ def test_the_share_of_documents_is_the_rate_and_each_draws_for_itself():
 
 def test_what_is_not_learned_as_a_whole_stays():
     learned = np.array([1] * 7 + [0, 0, 1, 1, 1, 1, 1])
-    text = PackedBatches(stream_of([6, 6]), 1, 20, 0, learned=learned)
+    text = PackedBatches(replace(stream_of([6, 6]), learned=learned), 1, 20, 0)
     made = FilledIn(text, S, 1, 3, END)(0)
     first, second = (made["segments"][0] == n for n in (1, 2))
     assert first.sum() == 10 and made["weights"][0][first].tolist() == [1] * 9 + [0]

@@ -111,12 +111,12 @@ def test_no_documents_make_no_bins():
 def test_rows_by_hand():
     ids, offsets = np.arange(10, 21, dtype=np.uint16), np.array([0, 3, 5, 11])  # 10 11 12 | 13 14 | 15 .. 20
     packing = pack(np.diff(offsets), 5)
-    learned = np.arange(11) % 2 / 2
+    learned = np.arange(11) % 2
     batch = rows(packing, np.array([1, 0]), ids, offsets, learned)
     assert contents(packing) == [[(2, 0, 5)], [(0, 0, 3), (1, 0, 2)], [(2, 5, 1)]]
     assert batch["tokens"].tolist() == [[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]
     assert batch["targets"].tolist() == [[11, 12, 0, 14, 0], [16, 17, 18, 19, 20]]
-    assert batch["weights"].tolist() == [[0.5, 0, 0, 0, 0], [0, 0.5, 0, 0.5, 0]]
+    assert batch["weights"].tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0]]
     assert batch["segments"].tolist() == [[1, 1, 1, 2, 2], [1, 1, 1, 1, 1]]
     last = rows(packing, np.array([2]), ids, offsets)
     assert [last[name].tolist() for name in ("tokens", "targets", "weights", "segments")] == [

@@ -91,6 +91,23 @@ def test_bits_per_byte_are_those_of_the_tokens_that_are_scored(config):
     assert windows.held_out_text[1] == len(corpus.eval) - 1
 
 
+def test_of_questions_with_answers_the_answers_are_learned_and_scored(tmp_path):
+    lines = [{"question": f"{n} + 1 = ", "answer": f"{n + 1}!"} for n in range(400)]
+    (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    config = tiny_runs.config(
+        tmp_path, data=f"jsonl:{tmp_path}/sums.jsonl", text_field="{question}{answer}", learn="answer", tokenizer="byte",
+        rows="packed", eval_batches=None, steps=4, sample_every=None,
+    )  # fmt: skip
+    run = fit(config, tmp_path / "run")
+    corpus, (text, tokens) = run.program.corpus, run.program.held_out_text
+    answers = [f"{n + 1}!".encode() for n in corpus.eval.records.tolist()]
+    assert text.count(b"!") == len(answers) and sorted(text.split(b"!")[:-1]) == sorted(a[:-1] for a in answers)
+    assert tokens == len(text) + sum(n != 399 for n in corpus.eval.records.tolist())  # and the separators
+    masked = dataclasses.replace(config, learn=None, run_dir=None)
+    with pytest.raises(UserError, match="another config .*learn"):
+        fit(masked, tmp_path / "run")
+
+
 def test_what_the_rows_are_made_of_must_agree_to_resume(config, tmp_path):
     fit(config, tmp_path / "run", steps=1)
     described = json.loads(Path(config.data.removeprefix("mix:")).read_text())
@@ -106,7 +123,7 @@ def test_what_does_not_go_together_is_refused(config):
     with pytest.raises(UserError, match="no sentinels for fim_rate"):
         program.build(dataclasses.replace(config, fim_rate=0.5), corpus)
     blanks = glm130b.config(1, 32, 2, 64, vocab_size=None, context=24)
-    with pytest.raises(UserError, match="leave rows and fim_rate out"):
+    with pytest.raises(UserError, match="leave rows, fim_rate and learn out"):
         program.build(dataclasses.replace(config, model=blanks, task=LMConfig(kind="infill")), corpus)
     with pytest.raises(UserError, match="fim_rate"):
         dataclasses.replace(config, fim_rate=1.5)
