@@ -61,6 +61,13 @@ def data(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """EXPERIMENT FIELD=SPEC ...: many runs of an experiment at once, in as few compiled programs as they need"""
+    from research.sweep import command
+
+    return command.main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """train|data|sample: measure a claim, beside a peer or a physical limit in the same run"""
     from research.bench import command
@@ -75,6 +82,7 @@ VERBS = {
     "convert": convert,
     "families": families,
     "data": data,
+    "sweep": sweep,
     "bench": bench,
 }
 

@@ -41,7 +41,7 @@ def test_its_config_builds_state_and_step_abstractly(name):
     assert core_config.set_values(C.Config(), core_config.to_dict(config), name) == config
     model = program.with_vocabulary(config.model, VOCABULARY)
     built = program.Program(config, None, model, None, C.hypers(config))  # type: ignore[arg-type]
-    state = jax.eval_shape(built._init, built.hypers)
+    state = jax.eval_shape(built.init_function, built.hypers)
     assert sum(x.size for x in jax.tree.leaves(state.params)) == built.n_params == P.count(built.specs)
     rows = jax.ShapeDtypeStruct((config.batch_size, model.context), jnp.int32)
     batch = {"tokens": rows, "targets": rows, "weights": jax.ShapeDtypeStruct(rows.shape, jnp.float32)}

@@ -41,7 +41,7 @@ def field_types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", hint
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """The known names closest to what was written, by the whole dotted name or by its last part."""
 
     def alike(one: str, other: str) -> float:
@@ -65,7 +65,7 @@ def set_values(config: Any, values: dict[str, Any], source: str) -> Any:
     kinds, converted = dict(field_types(type(config))), {}
     for name, value in flat(values).items():
         if name not in kinds:
-            raise UserError(f"{source}: there is no field {name!r}; did you mean {_nearest(name, list(kinds))!r}?")
+            raise UserError(f"{source}: there is no field {name!r}; did you mean {nearest(name, list(kinds))!r}?")
         converted[name] = convert(value, kinds[name], f"{source}: {name}")
     return _rebuild(config, converted)
 
@@ -176,7 +176,7 @@ def _check_names(cls: type, argv: Sequence[str]) -> None:
         if not name:
             raise UserError(f"unexpected argument {(words or ['--'])[0]!r}; overrides are written --FIELD VALUE")
         if _canonical(name) not in known:
-            raise UserError(f"there is no option --{name}; did you mean --{_nearest(_canonical(name), list(known))}?")
+            raise UserError(f"there is no option --{name}; did you mean --{nearest(_canonical(name), list(known))}?")
         expected = known[_canonical(name)]
         if expected is bool and words:
             raise UserError(f"--{name} takes no value, but {words[0]!r} follows it")

@@ -45,6 +45,7 @@ class Config:
     fim_rate: float | None = None  # share of the documents that are rearranged to fill in the middle, in training
     micro_batches: int = 1  # passes that one batch is split into
     seed: int = 0  # initial weights, dropout and order of the data
+    data_seed: int | None = None  # order of the data; None: seed
     init_scale: float = 1.0
     mesh: str = "auto"  # auto: every device under fsdp; or data=2,fsdp=4
     eval_every: int = 100
@@ -89,7 +90,9 @@ class Config:
         rate = self.fim_rate
         require(rate is None or 0 < rate <= 1, "fim_rate", rate, "a share above 0 and at most 1")
         require(self.rows in ("windows", "packed"), "rows", self.rows, "windows or packed")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number in [0, 2^32)")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 2**32, name, value, "a whole number in [0, 2^32)")
         require(
             self.batch_size % self.micro_batches == 0,
             "micro_batches",
@@ -108,18 +111,31 @@ class Config:
         return self.batch_size * self.row_tokens
 
     @property
+    def order_seed(self) -> int:
+        """What the order of the data is drawn from."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def horizon(self) -> int:
         """The step at which the schedule ends: its own, or the run's last."""
         return self.steps if self.optimizer.schedule.horizon is None else self.optimizer.schedule.horizon
 
 
-# What may differ between a run and its resumption. Everything else is its identity and must agree.
-FREE = {
-    "mesh", "steps", "eval_every", "eval_batches", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every",
-    "sample_prompt", "sample_tokens", "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "damaged",
-    "trackers", "run_dir",
-    "model.attention", "model.unroll", "model.remat", "task.head_tile",
+# What a run does on the host alone, beside its steps.
+HOST_ONLY = {
+    "steps", "eval_every", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every", "sample_prompt", "sample_tokens",
+    "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "trackers", "run_dir",
 }  # fmt: skip
+# What may differ between a run and its resumption. Everything else is its identity and must agree.
+FREE = HOST_ONLY | {
+    "mesh",
+    "eval_batches",
+    "damaged",
+    "model.attention",
+    "model.unroll",
+    "model.remat",
+    "task.head_tile",
+}
 
 
 def identity(config: Config, **fingerprints: str) -> dict[str, Any]:
@@ -133,6 +149,25 @@ def identity(config: Config, **fingerprints: str) -> dict[str, Any]:
     }
     ends = config.optimizer.schedule.kind in ("cosine", "linear", "wsd")
     return {**fields, "optimizer.schedule.horizon": config.horizon if ends else None, **fingerprints}
+
+
+# What the compiled program takes as numbers: configs that differ in nothing else share it. Of a switch, None, which turns a thing off, is
+# another program; its numbers are not.
+TRACED = {
+    "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "optimizer.eps",
+    "optimizer.adam_ratio", "optimizer.schedule.warmup_steps", "optimizer.schedule.horizon", "optimizer.schedule.floor",
+    "optimizer.schedule.cooldown", "init_scale", "seed", "data_seed",
+}  # fmt: skip
+SWITCHES = {
+    "optimizer.clip_norm", "optimizer.ema_decay", "model.dropout", "task.label_smoothing", "task.z_loss", "task.balance_loss",
+    "task.router_z_loss",
+}  # fmt: skip
+
+
+def static(config: Config) -> dict[str, Any]:
+    """What a config says besides its traced numbers, by dotted name: equal for configs whose runs one compiled step serves."""
+    fields = C.flat(C.to_dict(config))
+    return {name: value is None if name in SWITCHES else value for name, value in fields.items() if name not in TRACED}
 
 
 def hypers(config: Config) -> H.Hypers:

@@ -28,6 +28,11 @@ from research.train import step as S
 Weights = Callable[[jax.sharding.Mesh], P.Tree]
 """Reads a model's parameters in float32, spread over a mesh."""
 
+# Of programs whose configs differ in traced numbers alone.
+SHARED = (
+    "specs", "n_params", "flops_per_token", "batches", "held_out", "held_out_text", "state_shardings", "init", "step", "eval_params",
+    "_jitted_step", "_evaluate",
+)  # fmt: skip
 EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
 
 
@@ -84,6 +89,19 @@ class Program:
     def peak_flops(self) -> float:
         return chips.peak_flops()[0]
 
+    def like(self, config: C.Config) -> "Program":
+        """The program of a config that differs in traced numbers and in how long it runs. It shares what this one has compiled and what there is of
+        the corpus. Raises ValueError for a config of another program."""
+        one, other = ({k: v for k, v in C.static(c).items() if k not in C.HOST_ONLY} for c in (self.config, config))
+        if one != other:
+            differing = sorted(name for name in one if one[name] != other[name])
+            raise ValueError(f"configs that differ in {', '.join(differing)} share no compiled program")
+        made = dataclasses.replace(self, config=config, hypers=C.hypers(config))
+        kept = set(SHARED) if config.order_seed == self.config.order_seed else set(SHARED) - {"batches"}
+        made.__dict__.update({name: getattr(self, name) for name in kept})
+        made.__dict__.update({name: self.__dict__[name] for name in ("compiled_step",) if name in self.__dict__})
+        return made
+
     # -- data
 
     @functools.cached_property
@@ -91,12 +109,12 @@ class Program:
         """This process's rows of every training batch."""
         config, sentinels = self.config, self._sentinels()
         text = batches.training(
-            self.corpus, config.rows, config.batch_size, config.row_tokens, config.seed, config.damaged,
+            self.corpus, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
             room=0 if sentinels is None else sentinels.count,
         )  # fmt: skip
         if sentinels is not None and config.fim_rate is not None:
-            text = fim.FilledIn(text, sentinels, config.fim_rate, config.seed, self.corpus.tokenizer.eot)
-        return self._posed(text, config.seed).rows(jax.process_index(), jax.process_count())
+            text = fim.FilledIn(text, sentinels, config.fim_rate, config.order_seed, self.corpus.tokenizer.eot)
+        return self._posed(text, config.order_seed).rows(jax.process_index(), jax.process_count())
 
     def _sentinels(self) -> fim.Sentinels | None:
         """The ids that fill in the middle takes, if it is wanted. Raises UserError where the tokeniser or the model lacks them."""
@@ -150,15 +168,16 @@ class Program:
 
     @functools.cached_property
     def state_shardings(self) -> S.State:
-        return S.state_shardings(jax.eval_shape(self._init, self.hypers), self.specs, self.mesh)
+        return S.state_shardings(jax.eval_shape(self.init_function, self.hypers), self.specs, self.mesh)
 
-    def _init(self, hypers: H.Hypers) -> S.State:
+    def init_function(self, hypers: H.Hypers) -> S.State:
+        """The state before the first step, as a function to be transformed."""
         return S.init_state(self.specs, self.config.optimizer, hypers)
 
     @functools.cached_property
     def init(self) -> Any:
         """The jitted `init(hypers)`: the state before the first step."""
-        return jax.jit(self._init, out_shardings=self.state_shardings, compiler_options=host.runs_once())
+        return jax.jit(self.init_function, out_shardings=self.state_shardings, compiler_options=host.runs_once())
 
     def initial_state(self) -> S.State:
         """The state before the first step, its parameters drawn or read."""
@@ -172,24 +191,32 @@ class Program:
 
     def abstract_state(self) -> S.State:
         """Shapes, dtypes and shardings of the state, for restoring."""
-        shapes = jax.eval_shape(self._init, self.hypers)
+        shapes = jax.eval_shape(self.init_function, self.hypers)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings
         )
 
     @functools.cached_property
+    def step_function(self) -> Any:
+        """`step(state, batch, hypers)` as a function to be transformed."""
+        config, loss = self.config, lm.make_loss(self.model, self.config.task)
+        return S.make_step(loss, self.specs, config.optimizer, config.micro_batches, self.model.dropout is not None)
+
+    @functools.cached_property
+    def _jitted_step(self) -> Any:
+        where, options = (self.state_shardings, None), host.runs_often()
+        return jax.jit(self.step_function, donate_argnums=0, out_shardings=where, compiler_options=options)
+
+    @functools.cached_property
     def step(self) -> Any:
         """The jitted, donating `step(state, batch, hypers)`."""
-        config = self.config
-        loss = lm.make_loss(self.model, config.task)
-        step = S.make_step(loss, self.specs, config.optimizer, config.micro_batches, self.model.dropout is not None)
-        jitted = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(self.state_shardings, None),
-            compiler_options=host.runs_often(),
-        )
-        return self.on_mesh(jitted)
+        return self.on_mesh(self._jitted_step)
+
+    @functools.cached_property
+    def compiled_step(self) -> Any:
+        """The same compiled before its first call, so that it can be asked what memory it takes."""
+        batch = self.put_batch(self.batches(0))
+        return self.on_mesh(self._jitted_step.lower)(self.abstract_state(), batch, self.hypers).compile()
 
     def on_mesh(self, function: Any) -> Any:
         """`function` called, and so traced, with this program's mesh in use."""

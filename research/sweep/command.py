@@ -1,0 +1,110 @@
+"""`research sweep EXPERIMENT FIELD=SPEC ... [options]`: many runs of an experiment at once."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from research.core import config as C
+from research.core.errors import UserError
+from research.sweep.space import FORMS
+from research.sweep.sweep import Search, Sweep
+
+PROG = "research sweep EXPERIMENT FIELD=SPEC"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Trains EXPERIMENT with every choice of its fields. SPEC is a,b,c, choice:a,b,c, log:LOW:HIGH:N, lin:LOW:HIGH:N or int:LOW:HIGH; one value sets
+    a field for all. Fields that only change numbers of the compiled step share it. What is done is kept: the same command goes on."""
+
+    seeds: int = 1  # each choice with so many seeds, from the experiment's on
+    search: Search = "grid"  # how choices are made
+    trials: int | None = None  # random choices of the space; None: the grid
+    out: str | None = None  # the sweep's folder; None: sweeps/NAME
+    seed: int = 0  # of the search
+    width: int | None = None  # members at once; None: what is fastest here
+    eta: int = 3  # halving: of so many members one goes on at each rung
+    rungs: int | None = (
+        None  # times that members are ranked before their end; None: until one is left, for a population 5
+    )
+    share: float = 0.25  # population: the share of members that take over from better ones
+    storage: str | None = (
+        None  # an Optuna storage that several machines share: sqlite:///FILE, postgresql://..., or the path of a journal
+    )
+    study: str | None = None  # the name of the study there; None: the experiment's
+    plan: bool = False  # print the plan and stop
+    json: bool = False  # the last line is one JSON object
+    debug: bool = False  # tracebacks instead of one-line errors
+
+
+def main(argv: Sequence[str]) -> int:
+    """`research sweep EXPERIMENT FIELD=SPEC ...`."""
+    from research.train import experiments
+
+    if argv and argv[0] in ("-h", "--help"):
+        C.parse(Arguments(), argv[:1], PROG, Arguments.__doc__ or "")
+    if not argv or argv[0].startswith("-"):
+        raise UserError(f"usage: {PROG} ... [options]; there are {', '.join(experiments.names())}")
+    experiment = experiments.load(argv[0])
+    return run_sweep(Sweep(base=experiment.config, name=experiment.name), argv[1:], PROG)
+
+
+def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:
+    """A sweep under a command line, whose specs are added to its own; returns the exit code."""
+    words = [word for word in argv if _is_spec(word)]
+    specs: dict[str, str] = {}
+    for word in words:
+        name, _, spec = word.partition("=")
+        name = name.replace("-", "_")
+        if name in specs:
+            raise UserError(f"{name} is given two specs, {specs[name]!r} and {spec!r}; give one")
+        specs[name] = spec
+    own = {name: getattr(sweep, name) for name in _OWN}
+    options: Arguments = C.parse(
+        Arguments(**own), [word for word in argv if word not in words], prog, Arguments.__doc__ or ""
+    )
+    given = {name: getattr(options, name) for name in _OWN}
+    sweep = dataclasses.replace(sweep, space={**sweep.space, **specs}, **given)
+    if not sweep.space:
+        raise UserError(f"the space is empty: give at least one FIELD=SPEC, with a SPEC like {FORMS}")
+    sweep = _single_values(sweep)
+    results = sweep.run(plan_only=options.plan)
+    if options.plan:
+        return 0
+    summary = results.summary()
+    _show(summary)
+    if options.json:
+        print(json.dumps(summary), flush=True)
+    return 0
+
+
+_OWN = ("seeds", "search", "trials", "out", "seed", "width", "eta", "rungs", "share")
+
+
+def _is_spec(word: str) -> bool:
+    return not word.startswith("-") and "=" in word
+
+
+def _single_values(sweep: Sweep) -> Sweep:
+    """The sweep with fields of one value set in its base, as far as others are left to be swept."""
+    single = {
+        one.field: one.values[0]
+        for one in sweep.dimensions().dimensions
+        if one.values is not None and len(one.values) == 1
+    }
+    if len(single) == len(sweep.space) and sweep.seeds == 1:
+        return sweep
+    base = C.set_values(sweep.base, single, "the base")
+    space = {name: spec for name, spec in sweep.space.items() if name.replace("-", "_") not in single}
+    return dataclasses.replace(sweep, base=base, space=space)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    counts = ", ".join(
+        f"{summary[status]} {status}" for status in ("complete", "diverged", "stopped") if summary[status]
+    )
+    print(f"{summary['trials']} trials: {counts}; {summary['results']}")
+    if summary["best"] is not None:
+        fields = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in summary["best"]["fields"].items())
+        print(f"best: trial {summary['best']['trial']}, loss {summary['best']['metric']:.4f}: {fields}")
