@@ -17,7 +17,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.data.permutation import mix, permute
 from research.data.prefetch import prefetch
-from research.data.shards import Damaged, Ids
+from research.data.streams import Damaged, Ids
 
 __all__ = ["Batch", "Batches", "ByIndex", "ByStep", "EvalBatches", "prefetch"]
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data import mix, shards, tokens
+from research.data import mix, streams, tokens
 from research.data.loader import Batch, ByStep, check
 from research.data.mixture import Schedule
 from research.data.progress import Report
@@ -91,8 +91,8 @@ def mixed(parts: Sequence[Corpus], names: Sequence[str], stages: Stages, unit: s
         raise UserError(f"{shares.sources} weights for {len(parts)} sources of a mixture. Give one for each.")
     described = [[part.source_fingerprint for part in parts], unit, shares.starts, shares.weights, shares.periods]
     return MixedCorpus(
-        train=shards.join([part.train for part in parts]), eval=shards.join([part.eval for part in parts]),
-        test=shards.join([part.test for part in parts if part.test is not None]), tokenizer=parts[0].tokenizer,
+        train=streams.join([part.train for part in parts]), eval=streams.join([part.eval for part in parts]),
+        test=streams.join([part.test for part in parts if part.test is not None]), tokenizer=parts[0].tokenizer,
         source_fingerprint=hashlib.sha256(json.dumps(described).encode()).hexdigest(),
         tokenizer_fingerprint=parts[0].tokenizer_fingerprint, cached=all(part.cached for part in parts),
         parts=tuple(parts), names=tuple(names), stages=stages, unit=unit,

@@ -12,7 +12,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.data.loader import Batch, ByIndex, ByStep, Text, check, shuffled
 from research.data.packing import Packing, pack, rows
-from research.data.shards import Damaged
+from research.data.streams import Damaged
 
 
 @dataclass(frozen=True, eq=False)

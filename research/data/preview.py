@@ -10,7 +10,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.data import command_line, pictures
 from research.data.loader import Batches, shuffled
-from research.data.shards import TokenStream
+from research.data.streams import TokenStream
 from research.data.tables.decoding import decode_image, decode_wav
 from research.data.tables.spec import MEDIA, open_tables
 from research.data.tables.splits import Part, split

@@ -21,8 +21,8 @@ from research.data import cleaned, cleaning, shards, sources
 from research.data import tokenizer as tokenizers
 from research.data.cleaning import Counts
 from research.data.progress import Report, reporting
-from research.data.shards import TokenStream
 from research.data.sources import Row, Source, Unit
+from research.data.streams import TokenStream
 from research.data.tokenizer import Tokenizer
 
 _FORMAT = "3"  # part of the cache's keys: raise it when the same source and tokeniser would give another stream

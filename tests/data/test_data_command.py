@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from research.data import pictures, preview, stats
 from research.data.loader import Batches
-from research.data.shards import TokenStream
+from research.data.streams import TokenStream
 from research.data.tables.splits import bucket
 from research.data.tokens import prepare
 

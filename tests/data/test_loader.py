@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from research.core.errors import UserError
 from research.data.loader import Batches, EvalBatches
-from research.data.shards import TokenStream
+from research.data.streams import TokenStream
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(0, 300)).map(
     lambda drawn: (drawn[0], drawn[1], drawn[1] + 1 + drawn[2])

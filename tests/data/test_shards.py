@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
-from research.data import shards
+from research.data import shards, streams
 from research.data.loader import Batches, EvalBatches
-from research.data.shards import Damaged, Ids, Piece
+from research.data.shards import Piece
+from research.data.streams import Damaged, Ids
 
 UNITS = 7
 
@@ -153,7 +154,7 @@ def test_shards_are_one_sequence(sizes, data):
 
 
 def test_damage_is_named_by_file_and_offset_or_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "BLOCK", 16)
+    monkeypatch.setattr(streams, "BLOCK", 16)
     ids = np.arange(100, dtype=np.uint8)
     pieces = {"train": Piece(ids, np.array([0]), np.array([0]), 1)}
     shards.prepare(tmp_path / "c", 1, lambda unit: (pieces, {}), {}, lambda totals: None)
