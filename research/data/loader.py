@@ -25,6 +25,14 @@ Batch = dict[str, np.ndarray]
 ORDERED = 4096  # records whose order is computed at once
 
 
+class Stretch(NamedTuple):
+    """Tokens of a row that stand one behind the other in a stream to train on: of the source of that number, from `start` to below `stop`."""
+
+    source: int
+    start: int
+    stop: int
+
+
 class ByStep(ABC):
     """Training batches of every kind. Row i of step s is record r = s * B + i of the run, and what it holds depends on r alone."""
 
@@ -35,6 +43,10 @@ class ByStep(ABC):
     @abstractmethod
     def read(self, records: np.ndarray) -> Batch:
         """Returns the rows of records by their numbers, whole numbers [B] in any order."""
+
+    @abstractmethod
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        """Returns what the rows of records are made of, in order."""
 
     def rows(self, process_index: int, process_count: int) -> Self:
         """Returns the same batches, of which this process reads only its rows; all processes' rows in order are the
@@ -158,9 +170,9 @@ class Batches(ByStep):
     def read(self, records: np.ndarray) -> Batch:
         return _whole(self._text, by_blocks(self._starts, records), self.context, self.damaged)
 
-    def starts(self, step: int) -> np.ndarray:
-        """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
-        return by_blocks(self._starts, self.records(step))
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        starts = by_blocks(self._starts, records).tolist()
+        return [[Stretch(0, start, start + self.context)] for start in starts]
 
     @cached_property
     def _starts(self) -> Callable[[int], np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.loader import Batch, ByStep, check, shuffled
+from research.data.loader import Batch, ByStep, Stretch, check, shuffled
 from research.data.tables.decoding import decode_image, decode_wav
 from research.data.tables.table import Table, require_field
 
@@ -50,6 +50,11 @@ class MediaBatches(ByStep):
 
         list(self._pool.map(fill, np.array_split(np.arange(rows), min(rows, 4 * self._threads))))
         return {**batch, "record": numbers}
+
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        """Returns the record of each row."""
+        numbers = shuffled(records, len(self.table), self.seed)[0].tolist()
+        return [[Stretch(0, number, number + 1)] for number in numbers]
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

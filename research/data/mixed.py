@@ -26,7 +26,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data import mix, streams, tokens
-from research.data.loader import Batch, ByStep, check
+from research.data.loader import Batch, ByStep, Stretch, check
 from research.data.mixture import Schedule
 from research.data.progress import Report
 from research.data.shares import Stages, exact_shares
@@ -126,6 +126,13 @@ class MixedBatches(ByStep):
     @cached_property
     def _schedule(self) -> Schedule:
         return Schedule(self.stages)
+
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        chosen, indices = self._schedule(records.astype(np.int64))
+        found = [
+            self.sources[k].stretches(np.array([j])) for k, j in zip(chosen.tolist(), indices.tolist(), strict=True)
+        ]
+        return [[one._replace(source=k) for one in row] for k, (row,) in zip(chosen.tolist(), found, strict=True)]
 
     def read(self, records: np.ndarray) -> Batch:
         chosen, indices = self._schedule(records.astype(np.int64))
