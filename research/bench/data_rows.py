@@ -24,7 +24,7 @@ from research.data.loader import Batches
 from research.data.media_batches import MediaBatches, image_row
 from research.data.sources import Source
 from research.data.tables.spec import open_tables
-from research.data.tokens import tokenised
+from research.data.units import tokenised
 
 Run = Callable[[], int]
 """Does some work and returns its amount: tokens, bytes, images."""

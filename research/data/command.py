@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.core import verbs
+from research.core.errors import UserError
 from research.data import command_line
 from research.data.progress import reporting
 
@@ -26,6 +27,10 @@ class Arguments:
         None  # of a --text-field with braces: the fields that are learned, with commas; the rest is only read; None: all
     )
     clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
+    workers: int | None = None  # processes that make it; None: as many as processors where texts are cleaned
+    beam: str | None = (
+        None  # make it with Apache Beam under these pipeline options, as in "runner=FlinkRunner flink_master=host:8081"
+    )
     out: str | None = None  # a new folder to make it in, with the tokeniser; prepared:FOLDER then names it
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
@@ -43,7 +48,13 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
     was read, with all that it takes to make the tokeniser; None where the corpus was found ready. Raises UserError as `tokens.prepare` does."""
     from research.data import shards, tokens
 
-    start, read = time.perf_counter(), 0
+    start, read, engine = time.perf_counter(), 0, None
+    if arguments.beam is not None:
+        from research.data import beam
+
+        if arguments.workers is not None:
+            raise UserError("--workers and --beam each say who makes the corpus; give one")
+        engine = beam.engine(arguments.beam)
     with reporting(f"tokenising {source}") as report:
 
         def progress(done: int, total: int) -> None:
@@ -53,7 +64,7 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
 
         corpus = tokens.prepare(
             source, arguments.tokenizer, text_field=arguments.text_field, learn=arguments.learn, clean=arguments.clean, out=arguments.out,
-            progress=progress,
+            progress=progress, workers=arguments.workers, engine=engine,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     assert corpus.folder is not None  # it was prepared on disk

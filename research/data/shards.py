@@ -53,8 +53,22 @@ Make = Callable[[int], tuple[Mapping[str, Piece], Mapping[str, int]]]
 """A unit's pieces by split, and numbers to be added up over all units, by name."""
 
 
-def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], check: Callable[[dict], None]) -> bool:
+class Unfinished(Exception):
+    """Work that ended for no fault of the data: what was done stays for the next try."""
+
+
+def prepare(
+    folder: Path,
+    units: int,
+    make: Make,
+    about: Mapping[str, Any],
+    check: Callable[[dict], None],
+    ahead: Callable[[Path], None] | None = None,
+) -> bool:
     """Makes sure that the corpus `folder` is there; returns whether it already was.
+
+    `ahead` is called first, with the unfinished folder: it may make units there by `unit`, in other processes. Those that are not there then are
+    made here.
 
     `about` stands in the manifest beside the totals, which `check` sees before the corpus takes its name. Processes may prepare the same corpus at
     once: all but one wait. What `make` and `check` raise passes through, and nothing is left. Raises UserError where the folder cannot be
@@ -70,7 +84,9 @@ def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], chec
                 return True
             unfinished.mkdir(exist_ok=True)
             with _nothing_left(unfinished):
-                totals = _summed([_unit(unfinished, unit, make) for unit in range(units)])
+                if ahead is not None:
+                    ahead(unfinished)
+                totals = _summed([unit(unfinished, number, make) for number in range(units)])
                 check(totals)
             _write(unfinished / MANIFEST, _sealed({**about, **totals}))
             _remove_strangers(unfinished)
@@ -81,6 +97,8 @@ def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], chec
             f"cannot write the cache folder {folder.parent}: {error.strerror or error}. "
             "Free some space, or name a folder that can be written in the environment variable RESEARCH_CACHE."
         ) from error
+    except Unfinished as error:
+        raise UserError(str(error)) from error
     return False
 
 
@@ -114,18 +132,18 @@ def _alone(lock: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _unit(folder: Path, unit: int, make: Make) -> dict[str, Any]:
-    """The listing of a unit, which is made if it is not there whole."""
-    listing = _listing(folder, unit)
+def unit(folder: Path, number: int, make: Make) -> dict[str, Any]:
+    """The listing of a unit, which is made if it is not there whole. Raises OSError where the folder cannot be written, and what `make` raises."""
+    listing = listing_of(folder, number)
     if listing is not None and _agrees(folder, listing, thorough=True):
         return listing
-    pieces, counts = make(unit)
+    pieces, counts = make(number)
     files = []
     for split, piece in sorted(pieces.items()):
         table = np.stack([piece.begins, piece.records], axis=1).astype("<u8")
         arrays = {"bin": piece.ids, "documents": table} | ({} if piece.learned is None else {"learned": piece.learned})
         for suffix, content in ((suffix, array.tobytes()) for suffix, array in arrays.items()):
-            name = f"{split}-{unit:05d}.{suffix}"
+            name = f"{split}-{number:05d}.{suffix}"
             _write(folder / name, content)
             files.append({"file": name, "bytes": len(content), "sums": _sums(content)})
     splits = {
@@ -138,7 +156,7 @@ def _unit(folder: Path, unit: int, make: Make) -> dict[str, Any]:
         for split, piece in pieces.items()
     }
     listing = {"splits": splits, "counts": dict(counts), "files": files}
-    _write(folder / f"unit-{unit:05d}.json", _sealed(listing))
+    _write(folder / f"unit-{number:05d}.json", _sealed(listing))
     return listing
 
 
@@ -159,7 +177,8 @@ def _unsealed(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _listing(folder: Path, unit: int) -> dict[str, Any] | None:
+def listing_of(folder: Path, unit: int) -> dict[str, Any] | None:
+    """A unit's listing; None where there is none or it is not what was written."""
     return _unsealed(folder / f"unit-{unit:05d}.json")
 
 
@@ -209,7 +228,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 def is_intact(folder: Path, thorough: bool) -> bool:
     """Whether every file of a corpus is there with its size, and if `thorough`, which reads all of it, as it was written."""
     found = manifest(folder)
-    listings = [] if found is None else [_listing(folder, unit) for unit in range(found["units"])]
+    listings = [] if found is None else [listing_of(folder, unit) for unit in range(found["units"])]
     return found is not None and all(one is not None and _agrees(folder, one, thorough) for one in listings)
 
 
@@ -224,7 +243,7 @@ def read(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
     """A split of a corpus that is intact, its ids memory-mapped; empty where it has none. Raises Damaged for a file that is not there."""
     ids, masks, begins, records, before, size = [], [], [], [], 0, 0
     for unit in range((manifest(folder) or {"units": 0})["units"]):
-        listing = _listing(folder, unit) or {"splits": {}}
+        listing = listing_of(folder, unit) or {"splits": {}}
         if split not in listing["splits"]:
             continue
         described, sums = listing["splits"][split], {one["file"]: one["sums"] for one in listing["files"]}

@@ -105,7 +105,7 @@ def test_killed_at_random_moments_it_is_byte_for_byte_the_same(tmp_path):
     lines = [json.dumps({"text": f"line {number} " * (1 + number % 9)}) for number in range(6000)]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines))
     script = (
-        "import sys; from research.data import sources, tokens; sources.UNIT = 1 << 14;"
+        "import sys; from research.data import sources, tokens; sources.UNIT = (1 << 14, 1 << 14);"
         f"tokens.prepare('jsonl:{tmp_path}/lines.jsonl', 'byte', cache_dir=sys.argv[1])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
