@@ -8,6 +8,7 @@ in a sequence of images, which the library cannot read undecoded, their pixels.
 
 import contextlib
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ from research.data.tables.table import (
     options_digest,
 )
 
+MANY = 1 << 16
 _SPEC = re.compile(r"(?P<name>\w+)(?P<rest>(/[\w.+-]+)?(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
 
 
@@ -71,8 +73,15 @@ class TfdsTable:
         return content_identity(record) if self.text_field is None else record[self.text_field]
 
     def digest(self) -> tuple[str, int]:
+        """Of what the records hold, since one that prepares a data set again writes them as other bytes; of many records, of the files."""
         files = [(Path(path).name, Path(path)) for path in self.builder.info.splits[self.split].filepaths]
-        return options_digest(f"tfds {self.split} {self.text_field}", digest_files(files))
+        options = f"tfds {self.split} {self.text_field}"
+        if len(self) > MANY:
+            return options_digest(options, digest_files(files))
+        content = hashlib.sha256()
+        for i in range(len(self)):
+            content.update(hashlib.sha256(content_identity(self.record(i)).encode("utf-8", "surrogateescape")).digest())
+        return options_digest(options, (content.hexdigest(), sum(path.stat().st_size for _, path in files)))
 
     def _where(self, i: int) -> str:
         return f"{self.name}, record {i} of {self.split}"
