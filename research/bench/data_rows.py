@@ -2,7 +2,7 @@
 
 | what | ours | peers |
 | --- | --- | --- |
-| batches | `batch(step)` to host memory, tokens/s | a plain sequential read of the memory map, with and without `np.memmap`'s bookkeeping; `datasets`; grain |
+| batches | `batch(step)` to host memory, tokens/s | a plain read of the map in order, with and without `np.memmap`; `datasets`; grain |
 | tokenising | a source to ids by split, MB/s | the tokenizers library called with the same texts |
 | images | batches of decoded JPEG files, images/s | a loop that decodes one after the other |
 | memory | the most resident memory while a generated corpus is prepared, MB | the most in the first quarter of the time |

@@ -30,7 +30,7 @@ from research.data.files import digest_files, files_below, find_files
 from research.data.tables.spec import KINDS, open_tables
 from research.data.tables.splits import PARTS as SPLITS
 from research.data.tables.splits import bucket
-from research.data.tables.table import Table, piece_of, require_field
+from research.data.tables.table import Table, as_text, piece_of, require_field
 from research.data.tables.text import TextFiles
 
 TRAIN_FRACTION_BY_POSITION = 0.9
@@ -131,7 +131,7 @@ class Source:
             )
         between = _FIELD.split(self.text_field)  # texts, and at odd places the names of fields
         parts = [
-            (str(record[one]) if n % 2 else one, self.learn is None or (n % 2 == 1 and one in self.learn))
+            (str(as_text(record[one])) if n % 2 else one, self.learn is None or (n % 2 == 1 and one in self.learn))
             for n, one in enumerate(between)
         ]
         runs = itertools.groupby((part for part in parts if part[0]), key=lambda part: part[1])
@@ -243,8 +243,8 @@ def _resolve(spec: str, text_field: str | None) -> Source:
 
 
 FORMS = (
-    "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:FOLDER, pairs:A,B, pairs:PATH, "
-    "tfds:NAME[/CONFIG][:SPLIT], prepared:FOLDER, mix:FILE.json"
+    "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, json:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:FOLDER, pairs:A,B, "
+    "pairs:PATH, tfds:NAME[/CONFIG][:SPLIT], prepared:FOLDER, mix:FILE.json"
 )
 
 
