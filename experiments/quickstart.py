@@ -40,7 +40,7 @@ Next
 EXPERIMENT = train.Experiment(
     "quickstart",
     train.Config(
-        data="python_stdlib",
+        data="tfds:python_stdlib",
         tokenizer="bpe:1024",
         model=ModelConfig(context=128, activation="relu2", init="fan-in", unroll=4),
         optimizer=train.OptimizerConfig(

@@ -19,6 +19,7 @@ CACHE = tempfile.TemporaryDirectory(prefix="purestep-tests-")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ["RESEARCH_CACHE"] = CACHE.name
+os.environ["TFDS_DATA_DIR"] = str(Path(CACHE.name) / "tfds")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -152,3 +152,23 @@ def sharing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command.program, "build", build_shared)
         yield
+
+
+SENTINELS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+
+
+def tokenizer_with_sentinels(folder) -> str:
+    """A tokenizer.json of bytes, a separator, and what marks prefix, middle and suffix."""
+    import tokenizers as library
+
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    made.train_from_iterator(["alpha beta gamma delta"], trainer)
+    made.add_special_tokens(list(SENTINELS))
+    made.save(str(folder / "tokenizer.json"))
+    return str(folder / "tokenizer.json")

@@ -21,7 +21,7 @@ from research.bench.worker import timed_round, warm_up
 from research.core import config as C
 from research.core.errors import UserError
 
-ROWS = (16, 1024)  # and tokens of each, in the batches that are read beside peers; fewer where the text is short
+ROWS = (32, 1024)  # and tokens of each, in the batches that are read beside peers; fewer where the text is short
 READY = 8  # batches on the device beforehand, for the steps that are timed alone
 
 

@@ -22,7 +22,7 @@ from research.bench.shapes import Shape
 from research.core import chips, host
 from research.data import tokenizer
 from research.data.encoding import byte_description
-from research.data.shards import TokenStream
+from research.data.streams import TokenStream
 from research.data.tokens import Corpus
 from research.families import gpt2
 from research.train import config as C

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from research.core.errors import UserError
+from research.data.fim import FilledIn, sentinels_of
 from research.data.loader import Batches, ByIndex, ByStep, EvalBatches
 from research.data.mixed import MixedBatches, MixedCorpus
 from research.data.packed import PackedBatches, PackedEvalBatches
@@ -13,10 +14,25 @@ Rows = Literal["windows", "packed"]
 
 
 def training(
-    corpus: Corpus, rows: Rows, batch_size: int, context: int, seed: int, damaged: str = "fatal", room: int = 0
-) -> ByStep:
-    """Returns the training batches of a corpus, whole. In a mixture every source is shuffled by the same seed. Packed rows leave `room` for
-    each document. Raises UserError where the corpus is too short."""
+    corpus: Corpus,
+    rows: Rows,
+    batch_size: int,
+    context: int,
+    seed: int,
+    damaged: str = "fatal",
+    fim_rate: float | None = None,
+) -> ByStep | FilledIn:
+    """Returns the training batches of a corpus, whole. In a mixture every source is shuffled by the same seed. A share `fim_rate` of the documents is
+    rearranged to fill in the middle. Raises UserError where the corpus is too short, and where its tokeniser has not the tokens that this takes."""
+    if fim_rate is None:
+        return _plain(corpus, rows, batch_size, context, seed, damaged, 0)
+    sentinels = sentinels_of(corpus.tokenizer)
+    text = _plain(corpus, rows, batch_size, context, seed, damaged, sentinels.count)
+    return FilledIn(text, sentinels, fim_rate, seed, corpus.tokenizer.eot)
+
+
+def _plain(corpus: Corpus, rows: Rows, batch_size: int, context: int, seed: int, damaged: str, room: int) -> ByStep:
+    """Batches of text as it is; packed rows leave `room` for each document."""
 
     def of(part: Corpus) -> ByStep:
         if rows == "packed":

@@ -3,9 +3,11 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from research.core import verbs
+from research.core.errors import UserError
 from research.data import command_line
 from research.data.progress import reporting
 
@@ -26,6 +28,14 @@ class Arguments:
         None  # of a --text-field with braces: the fields that are learned, with commas; the rest is only read; None: all
     )
     clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
+    workers: int | None = None  # processes that make it; None: as many as processors where texts are cleaned
+    beam: str | None = (
+        None  # make it with Apache Beam under these pipeline options, as in "runner=FlinkRunner flink_master=host:8081"
+    )
+    downloads: str | None = (
+        None  # tfds: a folder with the files that the data set is made of, by their names: prepare it from them
+    )
+    download: bool = False  # tfds: fetch those files from the network
     out: str | None = None  # a new folder to make it in, with the tokeniser; prepared:FOLDER then names it
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
@@ -34,8 +44,29 @@ class Arguments:
 def prepare(argv: Sequence[str]) -> int:
     """SOURCE: make its tokens, once, cleaned if asked for"""
     source, arguments = command_line.parse(Arguments(), argv, PROG)
+    if arguments.downloads is not None or arguments.download:
+        found = data_set(source, arguments)
+        if found is not None:
+            return command_line.show([f"{found['folder']}: {found['splits']}"], found, arguments.json)
     found = prepared(source, arguments)
     return command_line.show(prepared_lines(found), found, arguments.json)
+
+
+def data_set(source: str, arguments: Arguments) -> dict[str, Any] | None:
+    """Prepares a data set of TensorFlow Datasets; returns where it lies and how many records its splits have, or None where it has the text that
+    tokens are to be made of. Raises UserError for another source, and as `tfds.prepare_tfds` does."""
+    from research.data.tables.spec import open_tables
+    from research.data.tables.tfds import prepare_tfds
+
+    if not source.startswith("tfds:"):
+        raise UserError(f"--downloads and --download are of tfds:NAME, and the source is {source!r}; leave them out")
+    folder = prepare_tfds(
+        source, None if arguments.downloads is None else Path(arguments.downloads).expanduser(), arguments.download
+    )
+    tables = open_tables(source)
+    if arguments.text_field is not None or any("text" in table.fields for table in tables.values()):
+        return None
+    return {"source": source, "folder": str(folder), "splits": {part: len(table) for part, table in tables.items()}}
 
 
 def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
@@ -43,7 +74,13 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
     was read, with all that it takes to make the tokeniser; None where the corpus was found ready. Raises UserError as `tokens.prepare` does."""
     from research.data import shards, tokens
 
-    start, read = time.perf_counter(), 0
+    start, read, engine = time.perf_counter(), 0, None
+    if arguments.beam is not None:
+        from research.data import beam
+
+        if arguments.workers is not None:
+            raise UserError("--workers and --beam each say who makes the corpus; give one")
+        engine = beam.engine(arguments.beam)
     with reporting(f"tokenising {source}") as report:
 
         def progress(done: int, total: int) -> None:
@@ -53,7 +90,7 @@ def prepared(source: str, arguments: Arguments) -> dict[str, Any]:
 
         corpus = tokens.prepare(
             source, arguments.tokenizer, text_field=arguments.text_field, learn=arguments.learn, clean=arguments.clean, out=arguments.out,
-            progress=progress,
+            progress=progress, workers=arguments.workers, engine=engine,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     assert corpus.folder is not None  # it was prepared on disk

@@ -16,7 +16,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data.encoding import Tokenizer
-from research.data.loader import Batch, ByStep
+from research.data.loader import Batch, ByStep, Stretch
 from research.data.permutation import mix
 
 SHORTEST = 3  # tokens, one for each part
@@ -112,7 +112,15 @@ class FilledIn:
         return replace(self, text=self.text.rows(process_index, process_count))
 
     def __call__(self, step: int) -> Batch:
-        return self.read(self.text.records(step))
+        return self.read(self.records(step))
+
+    def records(self, step: int) -> np.ndarray:
+        """Returns the numbers of this process's records in the batch of a step, uint64 [rows]."""
+        return self.text.records(step)
+
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        """Returns what the rows of records are made of before their documents are rearranged."""
+        return self.text.stretches(records)
 
     def read(self, records: np.ndarray) -> Batch:
         """Returns the rows of records by their numbers, whole numbers [B]."""

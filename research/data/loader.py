@@ -17,12 +17,21 @@ import numpy as np
 from research.core.errors import UserError
 from research.data.permutation import mix, permute
 from research.data.prefetch import prefetch
-from research.data.shards import Damaged, Ids
+from research.data.streams import Damaged, Ids
 
 __all__ = ["Batch", "Batches", "ByIndex", "ByStep", "EvalBatches", "prefetch"]
 
 Batch = dict[str, np.ndarray]
-ORDERED = 4096  # records whose order is computed at once
+ORDERED = 1 << 14  # records whose order is computed at once
+RUNS = 8  # epochs among them, from which they are not told apart
+
+
+class Stretch(NamedTuple):
+    """Tokens of a row that stand one behind the other in a stream to train on: of the source of that number, from `start` to below `stop`."""
+
+    source: int
+    start: int
+    stop: int
 
 
 class ByStep(ABC):
@@ -35,6 +44,10 @@ class ByStep(ABC):
     @abstractmethod
     def read(self, records: np.ndarray) -> Batch:
         """Returns the rows of records by their numbers, whole numbers [B] in any order."""
+
+    @abstractmethod
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        """Returns what the rows of records are made of, in order."""
 
     def rows(self, process_index: int, process_count: int) -> Self:
         """Returns the same batches, of which this process reads only its rows; all processes' rows in order are the
@@ -95,8 +108,16 @@ def shuffled(records: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     """Returns `(numbers, keys)`, uint64 [B] each: what stands at the records in epochs of `count` things, each of which is in its own
     order, and a number drawn for the epoch."""
     epochs, within = np.divmod(records.astype(np.uint64, copy=False), np.uint64(count))
-    keys = mix(epochs ^ mix(np.array([seed % 2**64], np.uint64)))
-    return permute(within, count, keys), keys
+    seeded = mix(np.array([seed % 2**64], np.uint64))
+    cuts = np.flatnonzero(epochs[1:] != epochs[:-1]) + 1
+    if len(cuts) >= RUNS:
+        keys = mix(epochs ^ seeded)
+        return permute(within, count, keys), keys
+    numbers, keys = np.empty_like(within), np.empty_like(within)
+    for start, stop in zip([0, *cuts.tolist()], [*cuts.tolist(), len(epochs)], strict=True):
+        keys[start:stop] = key = mix(epochs[start : start + 1] ^ seeded)  # of one epoch, which saves most of the work
+        numbers[start:stop] = permute(within[start:stop], count, key)
+    return numbers, keys
 
 
 def by_blocks(of_block: Callable[[int], np.ndarray], records: np.ndarray) -> np.ndarray:
@@ -128,7 +149,8 @@ class Batches(ByStep):
     """Training batches of `batch_size` rows of `context` tokens. `stream` is a TokenStream or an array of ids, [n].
 
     Calling it with a step gives `tokens` int32 [B, T], `targets` int32 [B, T] (the next tokens) and `weights` float32
-    [B, T] (1; 0 where the target is not learned). Raises UserError where the stream is shorter than one context and its targets.
+    [B, T]: 1, or 0 where the target is not learned; shared, so not to be written. Raises UserError where the stream is shorter than
+    one context and its targets.
     """
 
     stream: Any = field(repr=False)
@@ -155,12 +177,19 @@ class Batches(ByStep):
         """Windows in an epoch: as many as fit whatever the phase, and at least one."""
         return max(1, (len(self._text.ids) - self.context) // self.context)
 
+    def __call__(self, step: int) -> Batch:
+        first, count = _rows_of(self.part, self.batch_size)
+        block, place = divmod(step * self.batch_size + first, ORDERED)
+        if step < 0 or place + count > ORDERED:
+            return super().__call__(step)
+        return _whole(self._text, self._starts(block)[place : place + count], self.context, self.damaged)
+
     def read(self, records: np.ndarray) -> Batch:
         return _whole(self._text, by_blocks(self._starts, records), self.context, self.damaged)
 
-    def starts(self, step: int) -> np.ndarray:
-        """Returns the positions in the stream where the rows of the batch begin, int64 [rows]."""
-        return by_blocks(self._starts, self.records(step))
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        starts = by_blocks(self._starts, records).tolist()
+        return [[Stretch(0, start, start + self.context)] for start in starts]
 
     @cached_property
     def _starts(self) -> Callable[[int], np.ndarray]:
@@ -248,12 +277,20 @@ def _whole(text: Text, starts: np.ndarray, context: int, damaged: str) -> Batch:
     try:
         rows = text.ids.windows(starts, context + 1)
         if text.learned is None:
-            return _batch(rows, np.ones((len(starts), context), np.float32))
+            return _batch(rows, _ones(len(starts), context))
         return _batch(rows, text.learned.windows(starts + 1, context).astype(np.float32))
     except Damaged:
         if damaged != "skip":
             raise
         return _batch(*_what_is_whole(text, starts, np.full(len(starts), context), context, damaged))
+
+
+@lru_cache(maxsize=16)
+def _ones(rows: int, context: int) -> np.ndarray:
+    """Weights of 1, which batches share: nobody may write into them."""
+    ones = np.ones((rows, context), np.float32)
+    ones.flags.writeable = False
+    return ones
 
 
 def _batch(rows: np.ndarray, weights: np.ndarray) -> Batch:

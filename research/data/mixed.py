@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data import mix, shards, tokens
-from research.data.loader import Batch, ByStep, check
+from research.data import mix, streams, tokens
+from research.data.loader import Batch, ByStep, Stretch, check
 from research.data.mixture import Schedule
 from research.data.progress import Report
 from research.data.shares import Stages, exact_shares
@@ -91,8 +91,8 @@ def mixed(parts: Sequence[Corpus], names: Sequence[str], stages: Stages, unit: s
         raise UserError(f"{shares.sources} weights for {len(parts)} sources of a mixture. Give one for each.")
     described = [[part.source_fingerprint for part in parts], unit, shares.starts, shares.weights, shares.periods]
     return MixedCorpus(
-        train=shards.join([part.train for part in parts]), eval=shards.join([part.eval for part in parts]),
-        test=shards.join([part.test for part in parts if part.test is not None]), tokenizer=parts[0].tokenizer,
+        train=streams.join([part.train for part in parts]), eval=streams.join([part.eval for part in parts]),
+        test=streams.join([part.test for part in parts if part.test is not None]), tokenizer=parts[0].tokenizer,
         source_fingerprint=hashlib.sha256(json.dumps(described).encode()).hexdigest(),
         tokenizer_fingerprint=parts[0].tokenizer_fingerprint, cached=all(part.cached for part in parts),
         parts=tuple(parts), names=tuple(names), stages=stages, unit=unit,
@@ -126,6 +126,13 @@ class MixedBatches(ByStep):
     @cached_property
     def _schedule(self) -> Schedule:
         return Schedule(self.stages)
+
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        chosen, indices = self._schedule(records.astype(np.int64))
+        found = [
+            self.sources[k].stretches(np.array([j])) for k, j in zip(chosen.tolist(), indices.tolist(), strict=True)
+        ]
+        return [[one._replace(source=k) for one in row] for k, (row,) in zip(chosen.tolist(), found, strict=True)]
 
     def read(self, records: np.ndarray) -> Batch:
         chosen, indices = self._schedule(records.astype(np.int64))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.loader import Batch, ByIndex, ByStep, Text, check, shuffled
+from research.data.loader import Batch, ByIndex, ByStep, Stretch, Text, check, shuffled
 from research.data.packing import Packing, pack, rows
-from research.data.shards import Damaged
+from research.data.streams import Damaged
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,15 @@ class Documents:
 
     def _rows(self, bins: np.ndarray) -> Batch:
         return rows(self.packing, bins, self.text.ids, self.offsets, self.text.learned)
+
+    def stretches(self, number: int) -> list[Stretch]:
+        """The pieces of a bin."""
+        packing = self.packing
+        pieces = packing.pieces[packing.offsets[number] : packing.offsets[number + 1]]
+        starts = self.offsets[packing.documents[pieces]] + packing.starts[pieces]
+        return [
+            Stretch(0, a, b) for a, b in zip(starts.tolist(), (starts + packing.sizes[pieces]).tolist(), strict=True)
+        ]
 
     def _whole(self, number: int) -> bool:
         try:
@@ -109,8 +118,13 @@ class PackedBatches(ByStep):
         return self.stream.packing.bins
 
     def read(self, records: np.ndarray) -> Batch:
-        numbers, _ = shuffled(records, self.bins, self.seed)
-        return self.stream.read(numbers.astype(np.int64), self.damaged)
+        return self.stream.read(self._bins(records), self.damaged)
+
+    def stretches(self, records: np.ndarray) -> list[list[Stretch]]:
+        return [self.stream.stretches(number) for number in self._bins(records).tolist()]
+
+    def _bins(self, records: np.ndarray) -> np.ndarray:
+        return shuffled(records, self.bins, self.seed)[0].astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)

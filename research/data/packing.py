@@ -13,7 +13,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data.loader import Batch
-from research.data.shards import Ids
+from research.data.streams import Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +107,12 @@ def _best_fit(sizes: np.ndarray, T: int) -> np.ndarray:
 
 def rows(packing: Packing, bins: np.ndarray, ids: Any, offsets: np.ndarray, learned: Any = None) -> Batch:
     """Returns the batch of the given bins, whole numbers [B]. Document d is `ids[offsets[d] : offsets[d + 1]]`, its separator
-    its last token where the tokeniser has one. `ids`: an array [n], or `shards.Ids`, of which only the rows' pieces are read.
+    its last token where the tokeniser has one. `ids`: an array [n], or `streams.Ids`, of which only the rows' pieces are read.
 
     `tokens` int32 [B, T]; `targets` int32 [B, T], the next token of the same document; `weights` float32 [B, T]; `segments`
     int32 [B, T], 1, 2, 3, ... in each row as `model.positions.documents` reads them.
 
-    The weight of a place is that of its target: `learned` of it, whole numbers as many as ids, likewise an array or `shards.Ids`, or 1
+    The weight of a place is that of its target: `learned` of it, whole numbers as many as ids, likewise an array or `streams.Ids`, or 1
     if that is None. A document's last
     token has no target and weight 0; one at the end of a piece that was cut has the next piece's first token for its target.
     Padding has token, target, weight and segment 0. Raises ValueError for documents shorter than those that were packed, and what

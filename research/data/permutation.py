@@ -24,14 +24,15 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def permute(indices: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Returns where the permutation of 0 .. n-1 that each key gives sends each index: uint64, [B], indices below n."""
+    """Returns where the permutation of 0 .. n-1 that each key gives sends each index: uint64, [B], indices below n. `keys`: [B], or [1] of all."""
     if n == 1:
         return np.zeros_like(indices)
     bits = max(_LEAST_BITS, (n - 1).bit_length())
+    shared = len(keys) == 1
     round_keys = mix(keys + np.arange(2 * _ROUNDS, dtype=np.uint64)[:, None] * _GOLDEN)
     result = _feistel(indices, bits, round_keys)
     while (outside := np.flatnonzero(result >= n)).size:
-        result[outside] = _feistel(result[outside], bits, round_keys[:, outside])
+        result[outside] = _feistel(result[outside], bits, round_keys if shared else round_keys[:, outside])
     return result
 
 

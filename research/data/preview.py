@@ -9,24 +9,28 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data import command_line, pictures
-from research.data.loader import Batches, shuffled
-from research.data.shards import TokenStream
+from research.data.batches import Rows, training
+from research.data.loader import Batch, Stretch, shuffled
+from research.data.mixed import MixedCorpus, prepare
+from research.data.streams import TokenStream
 from research.data.tables.decoding import decode_image, decode_wav
 from research.data.tables.spec import MEDIA, open_tables
 from research.data.tables.splits import Part, split
 from research.data.tables.table import Record, Table, classes_of
 from research.data.tokenizer import Tokenizer
+from research.data.tokens import Corpus
 
 PROG = "research data preview SOURCE"
 WIDTH, HEIGHT = 64, 16  # characters of a picture, lines of a spectrogram
+SHOWN = ("tokens", "weights", "segments")
 _COLOURS = ("36", "33")  # cyan, yellow: documents in turn
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Shows the batch of SOURCE that training takes at a step, with the same batch size, context and seed. Documents differ in colour in turn; what
-    is not learned is dim. Of images: and audio: the records that the step takes where records are shuffled by the seed."""
+    """Shows the batch of SOURCE, or of mix:FILE.json, that training takes at a step, with the same options. Documents differ in colour in turn;
+    what is not learned is dim. Of images: and audio: the records that the step takes where records are shuffled by the seed."""
 
     step: int = 0  # counted from 0
     tokenizer: str | None = (
@@ -35,18 +39,24 @@ class Arguments:
     text_field: str | None = (
         None  # of records: the field that holds the text, or a text with fields in braces; None: text
     )
+    learn: str | None = None  # of a --text-field with braces: the fields that are learned, with commas; None: all
+    clean: str | None = None  # plain, gopher, c4 or fineweb
+    rows: Rows = "windows"  # of all documents one after the other; packed: of whole documents
+    fim_rate: float | None = None  # share of the documents that are rearranged to fill in the middle
     batch_size: int = 8  # rows of a step
     context: int = 128  # tokens of a row
     seed: int = 0
-    rows: int = 4  # rows of the batch to show; --json has all of them
+    show: int = 4  # rows of the batch to show; --json has all of them
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
 
     def __post_init__(self):
-        for name, least in (("step", 0), ("batch_size", 1), ("context", 1), ("rows", 1)):
+        for name, least in (("step", 0), ("batch_size", 1), ("context", 1), ("show", 1)):
             if getattr(self, name) < least:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} is {getattr(self, name)}; expected a whole number of at least {least}")
+        if self.fim_rate is not None and not 0 < self.fim_rate <= 1:
+            raise UserError(f"--fim-rate is {self.fim_rate}; expected a share above 0 and at most 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}; expected a whole number in [0, 2^32)")
         if self.step * self.batch_size >= 2**63:
@@ -59,25 +69,55 @@ def main(argv: Sequence[str]) -> int:
     colour = sys.stdout.isatty()
     if source.partition(":")[0] in MEDIA:
         found = media_batch(source, arguments)
-        return command_line.show(media_lines(source, found["rows"][: arguments.rows], colour), found, arguments.json)
-    from research.data.tokens import prepare
-
-    corpus = prepare(source, arguments.tokenizer, text_field=arguments.text_field)
-    found = text_batch(corpus.train, arguments)
-    lines = text_lines(found["rows"][: arguments.rows], corpus.train, corpus.tokenizer, colour)
+        return command_line.show(media_lines(source, found["rows"][: arguments.show], colour), found, arguments.json)
+    corpus = prepare(
+        source, arguments.tokenizer, text_field=arguments.text_field, learn=arguments.learn, clean=arguments.clean
+    )
+    found, documents = text_batch(corpus, arguments)
+    lines = text_lines(found["rows"][: arguments.show], documents, corpus.tokenizer, colour)
     return command_line.show(lines, found, arguments.json)
 
 
-def text_batch(stream: TokenStream, arguments: Arguments) -> dict[str, Any]:
-    """Returns the step and its rows as JSON values: where each begins in the stream, the numbers of the records it has tokens of, its tokens, and
-    the weights of the losses of their successors. Raises UserError for a stream shorter than a context."""
-    batches = Batches(stream, arguments.batch_size, arguments.context, arguments.seed)
-    batch, starts = batches(arguments.step), batches.starts(arguments.step)
-    rows = [
-        {"start": start, "records": records_of(stream, start, start + arguments.context), "tokens": tokens, "weights": weights}
-        for start, tokens, weights in zip(starts.tolist(), batch["tokens"].tolist(), batch["weights"].tolist(), strict=True)
-    ]  # fmt: skip
-    return {"step": arguments.step, "rows": rows}
+def text_batch(corpus: Corpus, arguments: Arguments) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Returns the step and its rows as JSON values: where the row begins in its stream and the numbers of the records that it is of; its tokens,
+    and the weights of the losses of their successors. Packed rows have `segments`, 0 for what fills them up; rows of a mixture the name of
+    their `source`. Beside them, for every row, what tells the documents of its tokens apart, int [T]. Raises UserError for a corpus that is too
+    short."""
+    batches = training(
+        corpus, arguments.rows, arguments.batch_size, arguments.context, arguments.seed, fim_rate=arguments.fim_rate
+    )
+    batch, found = batches(arguments.step), batches.stretches(batches.records(arguments.step))
+    rows, documents = [], []
+    for number, row in enumerate(found):
+        stream, name = _source(corpus, row[0].source)
+        records = [record for _, start, stop in row for record in records_of(stream, start, stop)]
+        about = {
+            "start": row[0].start,
+            "records": list(dict.fromkeys(records)),
+            **({} if name is None else {"source": name}),
+        }
+        rows.append(about | {name: batch[name][number].tolist() for name in SHOWN if name in batch})
+        documents.append(_documents(batch, number, row, stream, corpus.tokenizer))
+    return {"step": arguments.step, "rows": rows}, documents
+
+
+def _documents(
+    batch: Batch, number: int, row: Sequence[Stretch], stream: TokenStream, tokenizer: Tokenizer
+) -> np.ndarray:
+    if "segments" in batch:
+        return batch["segments"][number]
+    places = np.arange(row[0].start, row[0].stop)
+    tokens = batch["tokens"][number]
+    if np.array_equal(tokens, np.asarray(stream.tokens[row[0].start : row[0].stop])):
+        return documents_at(stream, places)
+    return np.concatenate([[0], np.cumsum(tokens[:-1] == tokenizer.eot)])  # rearranged, so by its separators
+
+
+def _source(corpus: Corpus, number: int) -> tuple[TokenStream, str | None]:
+    """The stream to train on of a corpus's source and, in a mixture, its name."""
+    return (
+        (corpus.parts[number].train, corpus.names[number]) if isinstance(corpus, MixedCorpus) else (corpus.train, None)
+    )
 
 
 def documents_at(stream: TokenStream, positions: np.ndarray) -> np.ndarray:
@@ -92,14 +132,16 @@ def records_of(stream: TokenStream, start: int, stop: int) -> list[int]:
 
 
 def text_lines(
-    rows: Sequence[dict[str, Any]], stream: TokenStream, tokenizer: Tokenizer, colour: bool
+    rows: Sequence[dict[str, Any]], documents: Sequence[np.ndarray], tokenizer: Tokenizer, colour: bool
 ) -> Iterator[str]:
     """Returns two lines for every row: where it comes from, and its text."""
-    for number, row in enumerate(rows):
-        places = np.arange(row["start"], row["start"] + len(row["tokens"]))
+    for number, (row, parts) in enumerate(zip(rows, documents, strict=False)):
         learned = np.array([0, *row["weights"][:-1]]) > 0  # a token is learned where its predecessor's loss counts
-        yield f"row {number}: tokens {places[0]:,} to {places[-1]:,}, {_named(row['records'])}"
-        yield shown(np.array(row["tokens"]), documents_at(stream, places), learned, tokenizer, colour)
+        there = parts > 0 if "segments" in row else np.ones(len(parts), bool)  # what fills a row up is left out
+        place = f"{parts.max()} segment(s)" if "segments" in row else f"from token {row['start']:,}"
+        source = f"{row['source']}, " if "source" in row else ""
+        yield f"row {number}: {source}{place}, {_named(row['records'])}"
+        yield shown(np.array(row["tokens"])[there], parts[there], learned[there], tokenizer, colour)
 
 
 def _named(records: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ A unit leaves, for every split of which it has tokens, `SPLIT-00003.bin` (ids in
 is listed is not made again. When all are there, the folder takes its final name, so what has that name is whole. The bytes are the same
 however often the work was cut off, and whoever does it.
 
-Reading looks at a block's checksum when its bytes are first asked for: damage is named by file and offset.
+Reading (`streams.py`) looks at a block's checksum when its bytes are first asked for.
 """
 
 import contextlib
@@ -16,19 +16,18 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from research.core.errors import UserError
+from research.data import streams
 from research.data.files import write_atomically
+from research.data.streams import Checks, Damaged, Ids, TokenStream
 from research.data.tables.splits import PARTS as SPLITS
 
-BLOCK = 1 << 20  # bytes under one checksum
 MANIFEST = "manifest.json"
 UNFINISHED = ".part-"
 
@@ -54,8 +53,22 @@ Make = Callable[[int], tuple[Mapping[str, Piece], Mapping[str, int]]]
 """A unit's pieces by split, and numbers to be added up over all units, by name."""
 
 
-def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], check: Callable[[dict], None]) -> bool:
+class Unfinished(Exception):
+    """Work that ended for no fault of the data: what was done stays for the next try."""
+
+
+def prepare(
+    folder: Path,
+    units: int,
+    make: Make,
+    about: Mapping[str, Any],
+    check: Callable[[dict], None],
+    ahead: Callable[[Path], None] | None = None,
+) -> bool:
     """Makes sure that the corpus `folder` is there; returns whether it already was.
+
+    `ahead` is called first, with the unfinished folder: it may make units there by `unit`, in other processes. Those that are not there then are
+    made here.
 
     `about` stands in the manifest beside the totals, which `check` sees before the corpus takes its name. Processes may prepare the same corpus at
     once: all but one wait. What `make` and `check` raise passes through, and nothing is left. Raises UserError where the folder cannot be
@@ -71,7 +84,9 @@ def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], chec
                 return True
             unfinished.mkdir(exist_ok=True)
             with _nothing_left(unfinished):
-                totals = _summed([_unit(unfinished, unit, make) for unit in range(units)])
+                if ahead is not None:
+                    ahead(unfinished)
+                totals = _summed([unit(unfinished, number, make) for number in range(units)])
                 check(totals)
             _write(unfinished / MANIFEST, _sealed({**about, **totals}))
             _remove_strangers(unfinished)
@@ -82,6 +97,8 @@ def prepare(folder: Path, units: int, make: Make, about: Mapping[str, Any], chec
             f"cannot write the cache folder {folder.parent}: {error.strerror or error}. "
             "Free some space, or name a folder that can be written in the environment variable RESEARCH_CACHE."
         ) from error
+    except Unfinished as error:
+        raise UserError(str(error)) from error
     return False
 
 
@@ -115,18 +132,18 @@ def _alone(lock: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _unit(folder: Path, unit: int, make: Make) -> dict[str, Any]:
-    """The listing of a unit, which is made if it is not there whole."""
-    listing = _listing(folder, unit)
+def unit(folder: Path, number: int, make: Make) -> dict[str, Any]:
+    """The listing of a unit, which is made if it is not there whole. Raises OSError where the folder cannot be written, and what `make` raises."""
+    listing = listing_of(folder, number)
     if listing is not None and _agrees(folder, listing, thorough=True):
         return listing
-    pieces, counts = make(unit)
+    pieces, counts = make(number)
     files = []
     for split, piece in sorted(pieces.items()):
         table = np.stack([piece.begins, piece.records], axis=1).astype("<u8")
         arrays = {"bin": piece.ids, "documents": table} | ({} if piece.learned is None else {"learned": piece.learned})
         for suffix, content in ((suffix, array.tobytes()) for suffix, array in arrays.items()):
-            name = f"{split}-{unit:05d}.{suffix}"
+            name = f"{split}-{number:05d}.{suffix}"
             _write(folder / name, content)
             files.append({"file": name, "bytes": len(content), "sums": _sums(content)})
     splits = {
@@ -139,7 +156,7 @@ def _unit(folder: Path, unit: int, make: Make) -> dict[str, Any]:
         for split, piece in pieces.items()
     }
     listing = {"splits": splits, "counts": dict(counts), "files": files}
-    _write(folder / f"unit-{unit:05d}.json", _sealed(listing))
+    _write(folder / f"unit-{number:05d}.json", _sealed(listing))
     return listing
 
 
@@ -160,7 +177,8 @@ def _unsealed(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _listing(folder: Path, unit: int) -> dict[str, Any] | None:
+def listing_of(folder: Path, unit: int) -> dict[str, Any] | None:
+    """A unit's listing; None where there is none or it is not what was written."""
     return _unsealed(folder / f"unit-{unit:05d}.json")
 
 
@@ -178,7 +196,7 @@ def _agrees(folder: Path, listing: Mapping[str, Any], thorough: bool) -> bool:
 
 def _sums(content: bytes) -> list[int]:
     """CRC-32 of every block."""
-    return [zlib.crc32(content[start : start + BLOCK]) for start in range(0, len(content), BLOCK)]
+    return [zlib.crc32(content[start : start + streams.BLOCK]) for start in range(0, len(content), streams.BLOCK)]
 
 
 def _summed(listings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -210,7 +228,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 def is_intact(folder: Path, thorough: bool) -> bool:
     """Whether every file of a corpus is there with its size, and if `thorough`, which reads all of it, as it was written."""
     found = manifest(folder)
-    listings = [] if found is None else [_listing(folder, unit) for unit in range(found["units"])]
+    listings = [] if found is None else [listing_of(folder, unit) for unit in range(found["units"])]
     return found is not None and all(one is not None and _agrees(folder, one, thorough) for one in listings)
 
 
@@ -221,138 +239,11 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, eq=False)
-class Ids:
-    """The ids of a split as one sequence over its shards. What is asked for is read, and no more."""
-
-    arrays: tuple[np.ndarray, ...] = field(repr=False)
-    checks: tuple["Checks | None", ...] = field(repr=False)
-
-    @classmethod
-    def of(cls, array: Any) -> "Ids":
-        """Those of a TokenStream or of an array in memory, [n]. Raises ValueError for what is no 1-D array of integers."""
-        array = getattr(array, "tokens", array)
-        if isinstance(array, cls):
-            return array
-        ids = np.asarray(array)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ValueError(f"a stream of tokens is a 1-D array of integers, not {ids.dtype} of shape {ids.shape}")
-        return cls((ids.view(np.ndarray),), (None,))  # the bookkeeping of a np.memmap takes longer than a small read
-
-    @classmethod
-    def joined(cls, parts: Sequence["Ids"]) -> "Ids":
-        """Sequences one after the other, nothing copied."""
-        return cls(tuple(a for one in parts for a in one.arrays), tuple(c for one in parts for c in one.checks))
-
-    @cached_property
-    def bounds(self) -> np.ndarray:
-        """Where each shard begins, and the end: int64 [shards + 1]."""
-        return np.cumsum([0, *(len(array) for array in self.arrays)])
-
-    def __len__(self) -> int:
-        return int(self.bounds[-1])
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.arrays[0].dtype
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        whole = self[:]
-        return whole if dtype is None else whole.astype(dtype)
-
-    def __getitem__(self, where: slice) -> np.ndarray:
-        """The ids of a slice without a step. Raises Damaged, naming file and offset, where they are not what was written."""
-        start, stop, _ = where.indices(len(self))
-        parts, at = [np.empty(0, self.dtype)], start
-        while at < stop:
-            shard = int(np.searchsorted(self.bounds, at, side="right")) - 1
-            begin, array = at - int(self.bounds[shard]), self.arrays[shard]
-            end = min(begin + stop - at, len(array))
-            self._see(shard, np.array([begin]), end - begin)
-            parts.append(array[begin:end])
-            at += end - begin
-        return parts[1] if len(parts) == 2 else np.concatenate(parts)
-
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """`length` ids from each start, int64 [B]: int32 (B, length). Raises Damaged likewise."""
-        if len(self.arrays) == 1:
-            self._see(0, starts, length)
-            return self._windows(length)[starts].astype(np.int32)
-        shards = np.searchsorted(self.bounds, starts, side="right") - 1
-        begins = starts - self.bounds[shards]
-        inside = starts + length <= self.bounds[shards + 1]
-        out = np.empty((len(starts), length), np.int32)
-        for shard in np.unique(shards[inside]):
-            rows = np.flatnonzero(inside & (shards == shard))
-            self._see(shard, begins[rows], length)
-            out[rows] = sliding_window_view(self.arrays[shard], length)[begins[rows]]
-        for row in np.flatnonzero(~inside):
-            out[row] = self[int(starts[row]) : int(starts[row]) + length]
-        return out
-
-    @cached_property
-    def _windows(self) -> Callable[[int], np.ndarray]:
-        return cache(lambda length: sliding_window_view(self.arrays[0], length))
-
-    def _see(self, shard: int, begins: np.ndarray, length: int) -> None:
-        checks = self.checks[shard]
-        if checks is not None:
-            checks.see(begins * self.dtype.itemsize, length * self.dtype.itemsize)
-
-
-@dataclass(frozen=True, eq=False)
-class Checks:
-    """The checksums of a file's blocks, each looked at when its bytes are first asked for."""
-
-    path: Path
-    content: np.ndarray = field(repr=False)  # the file's bytes
-    sums: np.ndarray = field(repr=False)  # uint32, one a block
-    seen: np.ndarray = field(repr=False)  # bool, one a block
-
-    def see(self, begins: np.ndarray, size: int) -> None:
-        """Raises Damaged if a byte of the `size` from any of `begins` is in a block that is not as it was written."""
-        first, last = begins // BLOCK, np.maximum(begins, begins + size - 1) // BLOCK
-        if size <= BLOCK and self.seen[first].all() and self.seen[last].all():
-            return
-        for a, b in zip(first, last, strict=True):
-            for block in range(a, b + 1):
-                if not self.seen[block]:
-                    self._look(block)
-
-    def _look(self, block: int) -> None:
-        if zlib.crc32(self.content[block * BLOCK : (block + 1) * BLOCK].tobytes()) != self.sums[block]:
-            raise Damaged(
-                f"{self.path} is damaged between the byte offsets {block * BLOCK} and {(block + 1) * BLOCK}. "
-                f"Remove {self.path.parent}, and the data is prepared again; or go on without what is damaged: --damaged skip"
-            )
-        self.seen[block] = True
-
-
-class Damaged(UserError):
-    """A shard whose content is not what was written."""
-
-
-@dataclass(frozen=True, eq=False)
-class TokenStream:
-    """Ids of one split. `tokens`: an array [n], or `Ids`; `bytes`: the UTF-8 bytes of the text that they stand for; `begins` and `records`:
-    where each document begins among them and the number of its record, int64 [documents]; `learned`, `Ids` or an array [n]: 1 for what is
-    learned, 0 for what is only read; None: all is."""
-
-    tokens: Any = field(repr=False)
-    bytes: int
-    begins: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
-    records: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(1, np.int64))
-    learned: Any = field(repr=False, default=None)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
 def read(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
     """A split of a corpus that is intact, its ids memory-mapped; empty where it has none. Raises Damaged for a file that is not there."""
     ids, masks, begins, records, before, size = [], [], [], [], 0, 0
     for unit in range((manifest(folder) or {"units": 0})["units"]):
-        listing = _listing(folder, unit) or {"splits": {}}
+        listing = listing_of(folder, unit) or {"splits": {}}
         if split not in listing["splits"]:
             continue
         described, sums = listing["splits"][split], {one["file"]: one["sums"] for one in listing["files"]}
@@ -360,7 +251,7 @@ def read(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
         table = _mapped(path.with_suffix(".documents")).view("<u8").reshape(-1, 2).astype(np.int64)
         ids.append(_checked(path, sums, dtype))
         mask = path.with_suffix(".learned")
-        masks.append(_checked(mask, sums, np.dtype(np.uint8)) if mask.name in sums else _ones(described["tokens"]))
+        masks.append(_checked(mask, sums, np.dtype(np.uint8)) if mask.name in sums else Ids.ones(described["tokens"]))
         begins.append(table[:, 0] + before)
         records.append(table[:, 1])
         before += described["tokens"]
@@ -369,25 +260,6 @@ def read(folder: Path, split: str, dtype: np.dtype) -> TokenStream:
     learned = Ids.joined(masks) if any(mask.checks != (None,) for mask in masks) else None
     whole = Ids.joined(ids) if ids else Ids.of(np.empty(0, dtype))
     return TokenStream(whole, size, np.concatenate([none, *begins]), np.concatenate([none, *records]), learned)
-
-
-def join(streams: Sequence[TokenStream]) -> TokenStream:
-    """Returns the streams one after the other, nothing copied."""
-    before = np.cumsum([0, *map(len, streams)])
-    none = np.empty(0, np.int64)
-    masked = any(stream.learned is not None for stream in streams)
-    masks = [Ids.of(_ones(len(stream)) if stream.learned is None else stream.learned) for stream in streams]
-    return TokenStream(
-        Ids.joined([Ids.of(stream) for stream in streams]),
-        sum(stream.bytes for stream in streams),
-        np.concatenate([none, *(stream.begins + first for stream, first in zip(streams, before[:-1], strict=True))]),
-        np.concatenate([none, *(stream.records for stream in streams)]),
-        Ids.joined(masks) if masked else None,
-    )
-
-
-def _ones(size: int) -> Ids:
-    return Ids.of(np.broadcast_to(np.uint8(1), size))
 
 
 def _checked(path: Path, sums: Mapping[str, list[int]], dtype: np.dtype) -> Ids:

@@ -30,11 +30,12 @@ from research.data.files import digest_files, files_below, find_files
 from research.data.tables.spec import KINDS, open_tables
 from research.data.tables.splits import PARTS as SPLITS
 from research.data.tables.splits import bucket
-from research.data.tables.table import Table, piece_of, require_field
+from research.data.tables.table import Table, as_text, piece_of, require_field
 from research.data.tables.text import TextFiles
 
 TRAIN_FRACTION_BY_POSITION = 0.9
-UNIT = 32 << 20  # bytes of the files behind what is prepared at a time
+UNIT = (2 << 20, 32 << 20)  # least and most bytes of the files behind what is prepared at a time
+UNITS = 64  # of a source between these
 _SPLIT_RULE = "2"  # part of every fingerprint: raise it when the rules above change
 
 # Folders of the standard library that are not the same on every machine: what users install, caches, and the test
@@ -87,11 +88,13 @@ class Source:
 
     @cached_property
     def units(self) -> list[Unit]:
-        """All records, in pieces of about `UNIT` bytes."""
+        """All records, in pieces that several processes can share: about a 64th of the source, within the bounds of `UNIT`."""
+        least, most = UNIT
+        bytes_each = min(max(self.size // UNITS, least), most)
         found = []
         for part in (part for part in ("all", *SPLITS) if part in self.tables):
             records, size = len(self.tables[part]), self._digests[part][1]
-            count = max(1, min(records, -(-size // UNIT)))
+            count = max(1, min(records, -(-size // bytes_each)))
             found += [Unit(part, i * records // count, (i + 1) * records // count) for i in range(count)]
         return found
 
@@ -128,7 +131,7 @@ class Source:
             )
         between = _FIELD.split(self.text_field)  # texts, and at odd places the names of fields
         parts = [
-            (str(record[one]) if n % 2 else one, self.learn is None or (n % 2 == 1 and one in self.learn))
+            (str(as_text(record[one])) if n % 2 else one, self.learn is None or (n % 2 == 1 and one in self.learn))
             for n, one in enumerate(between)
         ]
         runs = itertools.groupby((part for part in parts if part[0]), key=lambda part: part[1])
@@ -240,8 +243,8 @@ def _resolve(spec: str, text_field: str | None) -> Source:
 
 
 FORMS = (
-    "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:FOLDER, pairs:A,B, pairs:PATH, "
-    "tfds:NAME[/CONFIG][:SPLIT], prepared:FOLDER, mix:FILE.json"
+    "python_stdlib, text:PATH (a file, a folder or a glob), jsonl:PATH, json:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:FOLDER, pairs:A,B, "
+    "pairs:PATH, tfds:NAME[/CONFIG][:SPLIT], prepared:FOLDER, mix:FILE.json"
 )
 
 

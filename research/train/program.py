@@ -107,26 +107,23 @@ class Program:
     @functools.cached_property
     def batches(self) -> ByStep | fim.FilledIn | infill.Blanked:
         """This process's rows of every training batch."""
-        config, sentinels = self.config, self._sentinels()
+        config = self.config
+        if config.fim_rate is not None:
+            self._check_sentinels()
         text = batches.training(
             self.corpus, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
-            room=0 if sentinels is None else sentinels.count,
+            config.fim_rate,
         )  # fmt: skip
-        if sentinels is not None and config.fim_rate is not None:
-            text = fim.FilledIn(text, sentinels, config.fim_rate, config.order_seed, self.corpus.tokenizer.eot)
         return self._posed(text, config.order_seed).rows(jax.process_index(), jax.process_count())
 
-    def _sentinels(self) -> fim.Sentinels | None:
-        """The ids that fill in the middle takes, if it is wanted. Raises UserError where the tokeniser or the model lacks them."""
-        if self.config.fim_rate is None:
-            return None
+    def _check_sentinels(self) -> None:
+        """Raises UserError where the tokeniser or the model lacks the ids that fill in the middle takes."""
         found = fim.sentinels_of(self.corpus.tokenizer)
         largest = max(found.prefix, found.middle, found.suffix, found.end or 0)
         if largest >= self.model.V:
             raise UserError(
                 f"model.vocab_size is {self.model.V}, but fim_rate needs the id {largest}; leave vocab_size out"
             )
-        return found
 
     def _posed(self, text: Any, seed: int) -> Any:
         """Batches of text as the task poses them."""

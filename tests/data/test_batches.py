@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
-from research.data import shards
+from research.data import shards, streams
 from research.data.fim import FilledIn, Sentinels
 from research.data.loader import Batches, prefetch
 from research.data.mixed import MixedBatches
 from research.data.packed import PackedBatches, PackedEvalBatches
-from research.data.shards import Damaged, Ids, Piece, TokenStream
+from research.data.shards import Piece
+from research.data.streams import Damaged, Ids, TokenStream
 
 SENTINELS = Sentinels(60_000, 60_001, 60_002)
 KINDS = ("windows", "packed", "mixed windows", "mixed packed", "filled in windows", "filled in mixed packed")
@@ -170,7 +171,7 @@ def test_tokens_that_are_not_learned_weigh_nothing():
 @pytest.fixture
 def damaged(tmp_path, monkeypatch) -> TokenStream:
     """12 documents of 8 tokens of one byte, of which the block of tokens 48 to 63 is damaged."""
-    monkeypatch.setattr(shards, "BLOCK", 16)
+    monkeypatch.setattr(streams, "BLOCK", 16)
     begins = np.arange(0, 96, 8)
     pieces = {"train": Piece(np.arange(96, dtype=np.uint8), begins, begins // 8, 96)}
     shards.prepare(tmp_path / "c", 1, lambda unit: (pieces, {}), {}, lambda totals: None)

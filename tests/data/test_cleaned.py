@@ -92,7 +92,7 @@ def test_counts_as_numbers_and_back(counts):
 
 def test_killed_at_random_moments_a_cleaned_corpus_is_byte_for_byte_the_same(folder, tmp_path):
     script = (
-        "import sys; from research.data import sources, tokens; sources.UNIT = 1 << 7;"
+        "import sys; from research.data import sources, tokens; sources.UNIT = (1 << 7, 1 << 7);"
         f"tokens.prepare({str(folder)!r}, 'byte', cache_dir=sys.argv[2], clean='plain', out=sys.argv[1])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

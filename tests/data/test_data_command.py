@@ -8,14 +8,18 @@ import sys
 import hypothesis
 import numpy as np
 import pytest
+import tiny_runs
 from data_commands import assert_refused, last, texts, write_lines
 from hypothesis import strategies as st
 
-from research.data import pictures, preview, stats
+from research.data import mixed, pictures, preview, stats
 from research.data.loader import Batches
-from research.data.shards import TokenStream
+from research.data.streams import TokenStream
 from research.data.tables.splits import bucket
 from research.data.tokens import prepare
+from research.model.config import ModelConfig
+from research.train import program
+from research.train.config import Config
 
 
 def test_usage_lists_the_commands_and_help_their_options(call):
@@ -69,11 +73,13 @@ def test_prepare_refuses(call, source, tmp_path):
 
 @pytest.mark.parametrize("step", [0, 7, 12345])
 def test_preview_is_the_batch_of_the_step(call, source, step):
-    options = ["--batch-size", 3, "--context", 20, "--seed", 5, "--rows", 1]
+    options = ["--batch-size", 3, "--context", 20, "--seed", 5, "--show", 1]
     found = last(call("preview", source, "--step", step, *options, "--json"))
     corpus = prepare(source, "byte")
     batches = Batches(corpus.train, 3, 20, 5)
-    assert found["step"] == step and [row["start"] for row in found["rows"]] == batches.starts(step).tolist()
+    assert found["step"] == step and [row["start"] for row in found["rows"]] == [
+        row[0].start for row in batches.stretches(batches.records(step))
+    ]
     assert [row["tokens"] for row in found["rows"]] == batches(step)["tokens"].tolist()
     assert [row["weights"] for row in found["rows"]] == batches(step)["weights"].tolist()
     written = texts(80)
@@ -84,10 +90,10 @@ def test_preview_is_the_batch_of_the_step(call, source, step):
 
 
 def test_preview_shows_the_text_with_escapes_on_a_line_for_each_row(call, source):
-    code, out, _ = call("preview", source, "--step", 1, "--rows", 2, "--context", 200)
+    code, out, _ = call("preview", source, "--step", 1, "--show", 2, "--context", 200)
     lines = out.splitlines()
     assert code == 0 and len(lines) == 4 and "\033" not in out
-    assert lines[0].startswith("row 0: tokens ") and "records: " in lines[0]
+    assert lines[0].startswith("row 0: from token ") and "records: " in lines[0]
     assert r".\n<|endoftext|>" in lines[1] and "№" in lines[1]
 
 
@@ -101,14 +107,71 @@ def test_on_a_terminal_documents_alternate_and_what_is_not_learned_is_dim():
         "\033[2;36mh\033[0m\033[36mi\033[0m\033[36m<|endoftext|>\033[0m\033[33m" r"\n\\\xff\xe2" "\033[0m"
     )
     row = {"start": 0, "records": [4, 5], "tokens": corpus_ids.tolist(), "weights": [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]}
-    stream = TokenStream(corpus_ids, 6, np.array([0, 3]), np.array([4, 5]))
-    head, text = preview.text_lines([row], stream, tokenizer, True)
-    assert head == "row 0: tokens 0 to 6, 2 records: 4, 5"
+    head, text = preview.text_lines([row], [segments], tokenizer, True)
+    assert head == "row 0: from token 0, 2 records: 4, 5"
     assert (
         text.startswith("\033[2;36mh\033[0m\033[36mi")
         and r"\033[2;33m\n" not in text
         and "\033[2;33m\\n\033[0m" in text
     )
+
+
+@pytest.mark.parametrize("kind", ["windows", "packed", "mixture", "packed mixture", "filled in", "learned"])
+def test_preview_shows_what_training_takes(call, source, tmp_path, kind):
+    """Of every kind of rows: the batch of the program that a run of the same options builds."""
+    values: dict = {
+        "data": source,
+        "tokenizer": "byte",
+        "batch_size": 4,
+        "seed": 3,
+        "rows": "packed" if "packed" in kind else "windows",
+    }
+    if "mixture" in kind:
+        spec = write_lines(tmp_path / "other.jsonl", ({"text": f"{n} and {n}. " * 5} for n in range(90)))
+        sources = [{"data": source, "weight": 1}, {"data": spec, "weight": 2}]
+        (tmp_path / "mix.json").write_text(json.dumps({"sources": sources}))
+        values["data"] = f"mix:{tmp_path}/mix.json"
+    if kind == "filled in":
+        values |= {"tokenizer": tiny_runs.tokenizer_with_sentinels(tmp_path), "fim_rate": 0.9}
+    if kind == "learned":
+        values |= {"text_field": "{n}: {text}", "learn": "text"}
+    config = Config(**values, model=ModelConfig(context=24, width=16, heads=2, layers=1))
+    texts_of = {name: getattr(config, name) for name in ("text_field", "learn")}
+    corpus = mixed.prepare(config.data, config.tokenizer, **texts_of)
+    batch = program.build(config, corpus).batches(7)
+    options = [
+        word for name, value in values.items() if name != "data" for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    answer = call("preview", config.data, "--step", 7, "--context", 24, *options, "--json")
+    rows = last(answer)["rows"]
+    for name in ("tokens", "weights", "segments"):
+        assert (name in batch) == (name in rows[0])
+        if name in batch:
+            assert [row[name] for row in rows] == batch[name].tolist()
+    lines = answer[1].splitlines()
+    assert len(lines) == 4 * 2 + 1
+    for row, head, text in zip(rows, lines[::2], lines[1::2], strict=False):
+        stream = corpus.train
+        if "mixture" in kind:
+            stream = corpus.parts[corpus.names.index(row["source"])].train
+            assert row["source"] in head
+        known = np.isin(row["records"], stream.records)
+        assert known.all() and len(set(row["records"])) == len(row["records"])
+        if "packed" in kind:  # every segment is of one of its records
+            ids = np.asarray(stream.tokens)
+            begins = [*stream.begins.tolist(), len(ids)]
+            documents = {int(r): ids[a:b].tolist() for r, a, b in zip(stream.records, begins, begins[1:], strict=False)}
+            for n in range(1, max(row["segments"]) + 1):
+                own = [token for token, segment in zip(row["tokens"], row["segments"], strict=True) if segment == n]
+                assert any(
+                    own == whole[at : at + len(own)]
+                    for r in row["records"]
+                    for whole in [documents[r]]
+                    for at in range(len(whole))
+                )
+        assert preview.visible(corpus.tokenizer.decode_bytes(np.array(row["tokens"][:5])))[:3] in text
+    if kind == "learned":
+        assert 0 < sum(sum(row["weights"]) for row in rows) < 4 * 24
 
 
 def _byte():
@@ -140,7 +203,8 @@ def test_records_of_a_window(sizes, data):
     ("argv", "words"),
     [
         (["--step", "-1"], ["--step is -1"]),
-        (["--rows", "0"], ["--rows is 0"]),
+        (["--show", "0"], ["--show is 0"]),
+        (["--fim-rate", "0"], ["--fim-rate is 0"]),
         (["--batch-size", "0"], ["--batch-size is 0"]),
         (["--seed", "4294967296"], ["--seed is 4294967296"]),
         (["--step", "9223372036854775807"], ["--step is 9223372036854775807"]),
@@ -158,7 +222,7 @@ def test_preview_refuses(call, source, argv, words):
 
 def test_preview_of_media_takes_every_record_once_an_epoch(call, media):
     for spec in media:
-        rows = [last(call("preview", spec, "--step", step, "--rows", 1, "--json"))["rows"] for step in range(6)]
+        rows = [last(call("preview", spec, "--step", step, "--show", 1, "--json"))["rows"] for step in range(6)]
         flat = [row for batch in rows for row in batch]
         held = {row["record"] for row in flat}
         paths = sorted(row["path"] for row in flat[: len(held)])
@@ -172,15 +236,15 @@ def test_preview_of_media_takes_every_record_once_an_epoch(call, media):
 
 
 def test_pictures_and_spectrograms(call, media, monkeypatch):
-    code, out, _ = call("preview", media[0], "--rows", 1)
+    code, out, _ = call("preview", media[0], "--show", 1)
     assert code == 0 and "8 x 6 pixels, 3 channel(s)" in out and len(out.splitlines()) == 4
-    code, out, _ = call("preview", media[1], "--rows", 1)
+    code, out, _ = call("preview", media[1], "--show", 1)
     lines = out.splitlines()
     assert code == 0 and "0.50 s at 8,000 Hz" in lines[0] and len(lines) == 17
     loudest = max(range(1, 17), key=lambda number: lines[number].count("█"))
     assert loudest in (12, 13) and lines[1].count("█") == 0  # 1000 of 4000 Hz, from below
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert "\033[38;2;255;0;0m\033[48;2;255;0;0m▀" in call("preview", media[0], "--rows", 1)[1]
+    assert "\033[38;2;255;0;0m\033[48;2;255;0;0m▀" in call("preview", media[0], "--show", 1)[1]
 
 
 def test_a_picture_is_its_pixels():

@@ -13,7 +13,7 @@ from research.data import tokenizer as tokenizers
 from research.data.fim import NAMES, FilledIn, Sentinels, sentinels_of
 from research.data.loader import Batches
 from research.data.packed import PackedBatches
-from research.data.shards import TokenStream
+from research.data.streams import TokenStream
 
 S = Sentinels(1000, 1001, 1002)
 END = 999  # the separator

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
-from research.data import mixed, shards, sources
+from research.data import mixed, sources, streams
 from research.data.loader import Batches, EvalBatches
 from research.data.packed import PackedBatches, PackedEvalBatches
-from research.data.shards import Damaged, TokenStream
 from research.data.sources import Source
+from research.data.streams import Damaged, TokenStream
 from research.data.tokens import prepare
 
 TEXT, END = "Q: {question}\nA: {answer}", 256
@@ -102,7 +102,7 @@ def stream() -> TokenStream:
             ids, 35, np.arange(0, 35, 7), np.arange(5), (ids % 3 == 0).astype(np.uint8) if masked else None
         )
 
-    return shards.join([part(0, True), part(35, False), part(70, True)])
+    return streams.join([part(0, True), part(35, False), part(70, True)])
 
 
 def expected(targets: np.ndarray) -> np.ndarray:

@@ -79,3 +79,59 @@ def test_what_cannot_be_decoded_is_named_and_what_is_no_media_refused(images, tm
     for wrong in ({"batch_size": 0}, {"size": 0}, {"batch_size": 3, "part": (0, 2)}):
         with pytest.raises(UserError):
             MediaBatches(**{"table": images, "batch_size": 2, "size": 8, "seed": 0, **wrong})
+
+
+# -- transforms, and processes that make batches ahead
+
+
+def flipped(row, key):
+    """Half of the pictures mirrored, and the key beside them."""
+    image = row["image"][:, ::-1] if key % 2 else row["image"]
+    return {**row, "image": image, "key": np.uint64(key)}
+
+
+def test_a_transform_is_a_function_of_the_record_and_a_key_of_its_own(images):
+    plain, changed = (MediaBatches(images, 8, 8, seed=0, transform=f) for f in (None, flipped))
+    for step in (3, 0):
+        before, after = plain(step), changed(step)
+        for number, key in enumerate(after["key"].tolist()):
+            expected = before["image"][number][:, ::-1] if key % 2 else before["image"][number]
+            np.testing.assert_array_equal(after["image"][number], expected)
+        np.testing.assert_array_equal(changed(step)["key"], after["key"])
+    keys = np.concatenate([changed(step)["key"] for step in range(40)])
+    assert len(set(keys.tolist())) == 320 and 0.4 < np.mean(keys % 2) < 0.6
+    assert (MediaBatches(images, 8, 8, seed=1, transform=flipped)(0)["key"] != changed(0)["key"]).all()
+
+
+def test_processes_make_the_batches_that_threads_make_in_any_order(images):
+    pytest.importorskip("grain")
+    threads = MediaBatches(images, 4, 8, seed=0, transform=flipped)
+    batches = MediaBatches(images, 4, 8, seed=0, transform=flipped, workers=1)
+    try:
+        for step in (5, 6, 7, 2):
+            found, expected = batches(step), threads(step)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert found[name].dtype == value.dtype
+                np.testing.assert_array_equal(found[name], value)
+    finally:
+        batches.close()
+
+
+def test_what_a_process_finds_wrong_is_said_as_by_a_thread(tmp_path):
+    pytest.importorskip("grain")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "bad.png").write_bytes(b"no picture")
+    batches = MediaBatches(open_tables(f"images:{tmp_path}")["all"], 1, 8, seed=0, workers=1)
+    with pytest.raises(UserError, match=r"^x/bad\.png is no image"):
+        batches(0)
+
+
+def test_workers_without_grain_name_the_extra(images, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(UserError, match=r"pip install 'purestep\[grain\]'"):
+        MediaBatches(images, 4, 8, seed=0, workers=2)
+    with pytest.raises(UserError, match="workers is -1"):
+        MediaBatches(images, 4, 8, seed=0, workers=-1)

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
-from research.data import shards
+from research.data import shards, streams
 from research.data.loader import Batches, EvalBatches
-from research.data.shards import Damaged, Ids, Piece
+from research.data.shards import Piece
+from research.data.streams import Damaged, Ids
 
 UNITS = 7
 
@@ -104,7 +105,7 @@ def test_killed_at_random_moments_it_is_byte_for_byte_the_same(tmp_path):
     lines = [json.dumps({"text": f"line {number} " * (1 + number % 9)}) for number in range(6000)]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines))
     script = (
-        "import sys; from research.data import sources, tokens; sources.UNIT = 1 << 14;"
+        "import sys; from research.data import sources, tokens; sources.UNIT = (1 << 14, 1 << 14);"
         f"tokens.prepare('jsonl:{tmp_path}/lines.jsonl', 'byte', cache_dir=sys.argv[1])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -153,7 +154,7 @@ def test_shards_are_one_sequence(sizes, data):
 
 
 def test_damage_is_named_by_file_and_offset_or_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "BLOCK", 16)
+    monkeypatch.setattr(streams, "BLOCK", 16)
     ids = np.arange(100, dtype=np.uint8)
     pieces = {"train": Piece(ids, np.array([0]), np.array([0]), 1)}
     shards.prepare(tmp_path / "c", 1, lambda unit: (pieces, {}), {}, lambda totals: None)
@@ -169,7 +170,7 @@ def test_damage_is_named_by_file_and_offset_or_skipped(tmp_path, monkeypatch):
     batches = Batches(stream, 18, 5, 0)
     with pytest.raises(Damaged, match="offsets 48 and 64"):
         batches(0)
-    starts = batches.starts(0)
+    starts = np.array([row[0].start for row in batches.stretches(batches.records(0))])
     batch = Batches(stream, 18, 5, 0, damaged="skip")(0)
     touched = (starts + 5 >= 48) & (starts < 64)
     assert 0 < touched.sum() < 18 and (batch["weights"].sum(1) == np.where(touched, 0, 5)).all()

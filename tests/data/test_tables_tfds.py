@@ -118,7 +118,11 @@ class TestPrepared:
         [
             ("tfds:purestep_tiny_recods", None, r"no data set .* Did you mean 'purestep_tiny_records'"),
             ("tfds:mnits", None, "Did you mean .*'mnist'"),
-            ("tfds:ag_news_subset", None, r"not prepared in .*tfds\.builder\('ag_news_subset'.*array_record"),
+            (
+                "tfds:ag_news_subset",
+                None,
+                "not prepared in .*research data prepare tfds:ag_news_subset --downloads FOLDER",
+            ),
             ("tfds:purestep_tiny_records:valid", None, r"split 'valid'.*\['dev', 'extra', 'train'\]"),
             ("tfds:purestep_tiny_records", "story", r"no field 'story'; it has \["),
             ("tfds:two words", None, "cannot read 'tfds:two words'"),

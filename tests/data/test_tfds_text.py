@@ -77,7 +77,11 @@ class TestPrepared:
                 "text",
                 "no data set 'purestep_no_such_thing'. Did you mean 'purestep_tiny_text'",
             ),
-            ("tfds:ag_news_subset", "text", "not prepared in .*file_format='array_record'"),
+            (
+                "tfds:ag_news_subset",
+                "text",
+                "not prepared in .*research data prepare tfds:ag_news_subset --downloads FOLDER",
+            ),
             ("tfds:two words", "text", "cannot read 'tfds:two words'"),
             ("tfds:", "text", "names nothing"),
         ],

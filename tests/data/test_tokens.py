@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.core.errors import UserError
-from research.data import tokens
+from research.data import units
 from research.data.sources import SPLITS, Row, resolve
 from research.data.tokenizer import build
-from research.data.tokens import dtype_for, prepare
+from research.data.tokens import prepare
+from research.data.units import dtype_for
 
 TEXT = "".join(f"Line {number}, naïve ☃\n" for number in range(500))
 
@@ -95,10 +96,10 @@ def test_batches_and_pieces_do_not_show(shared, documents, size, spec):
     tokenizer = build(spec, in_memory.source("ab \n☃" * 9), cache_dir=shared)
     rows, added = [Row("train", text, i, True, i + 1 < len(documents)) for i, text in enumerate(documents)], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "_BATCH_CHARACTERS", size)
+        patch.setattr(units, "BATCH_CHARACTERS", size)
         patch.setattr("research.data.encoding._PIECE", size)
         patch.setattr("research.data.bpe._PIECE", size)
-        piece = tokens.tokenised(rows, tokenizer, np.dtype(np.uint16), added.append)["train"]
+        piece = units.tokenised(rows, tokenizer, np.dtype(np.uint16), added.append)["train"]
     expected, begins = [], []
     for number, document in enumerate(documents):
         expected += [tokenizer.eot] if number and tokenizer.eot is not None else []
@@ -112,7 +113,7 @@ def test_batches_and_pieces_do_not_show(shared, documents, size, spec):
 def test_found_again_and_made_anew_for_other_content_or_tokeniser(text, cache, tmp_path, monkeypatch):
     assert prepare(text, "byte", cache_dir=cache).cached is False
     assert prepare(text, "char", cache_dir=cache).cached is False
-    monkeypatch.setattr(tokens, "tokenised", None)  # nothing may be written now
+    monkeypatch.setattr(units, "tokenised", None)  # nothing may be written now
     again = prepare(text, "byte", cache_dir=cache)
     assert again.cached is True
     assert again.tokenizer.decode(again.train.tokens) == TEXT[: int(0.9 * len(TEXT))]
@@ -162,7 +163,7 @@ def test_two_processes_at_once_both_succeed(tmp_path, cache):
 
 def test_progress_reaches_the_end(tmp_path, cache, monkeypatch):
     data, texts = folder_of_texts(tmp_path)
-    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(units, "BATCH_CHARACTERS", 100)
     seen = []
     prepare(data, "byte", cache_dir=cache, progress=lambda done, total: seen.append((done, total)))
     size = sum(map(len, texts))

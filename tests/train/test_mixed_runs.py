@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_runs
-import tokenizers as library
 from tiny_runs import interrupted, story
 
 from research import train
@@ -18,7 +17,6 @@ from research.tasks.lm import LMConfig
 from research.train import program, rundir
 
 pytestmark = pytest.mark.usefixtures("quick")
-SENTINELS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +35,6 @@ def config(text_file, tmp_path_factory):
     )
 
 
-def tokenizer_with_sentinels(folder) -> str:
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    made.train_from_iterator(["alpha beta gamma delta"], trainer)
-    made.add_special_tokens(list(SENTINELS))
-    made.save(str(folder / "tokenizer.json"))
-    return str(folder / "tokenizer.json")
-
-
 def fit(config, path, **changes):
     return train.fit(dataclasses.replace(config, run_dir=str(path), **changes))
 
@@ -67,11 +51,13 @@ def test_a_mixture_of_packed_rows_resumes_bit_for_bit(config, tmp_path):
 
 
 def test_filled_in_packed_rows_resume_bit_for_bit_and_are_not_evaluated(config, tmp_path):
-    filled = dataclasses.replace(config, tokenizer=tokenizer_with_sentinels(tmp_path), fim_rate=0.7, sample_every=None)
+    filled = dataclasses.replace(
+        config, tokenizer=tiny_runs.tokenizer_with_sentinels(tmp_path), fim_rate=0.7, sample_every=None
+    )
     whole = fit(filled, tmp_path / "whole")
     built = whole.program
     assert built is not None
-    firsts = {built.corpus.tokenizer.token_id(name) for name in SENTINELS}
+    firsts = {built.corpus.tokenizer.token_id(name) for name in tiny_runs.SENTINELS}
     assert any(firsts & set(built.batches(step)["tokens"].ravel().tolist()) for step in range(3))
     assert not any(firsts & set(batch["tokens"].ravel().tolist()) for batch in built.held_out)
     fit(filled, tmp_path / "cut", steps=5)
@@ -132,7 +118,7 @@ def test_what_does_not_go_together_is_refused(config):
 
 
 def test_a_model_without_room_for_the_sentinels_is_refused(config, tmp_path):
-    corpus = prepare(config.data, tokenizer_with_sentinels(tmp_path))
+    corpus = prepare(config.data, tiny_runs.tokenizer_with_sentinels(tmp_path))
     size = int(np.max(corpus.train.tokens)) + 1
     filled = dataclasses.replace(config, fim_rate=0.5, model=dataclasses.replace(config.model, vocab_size=size))
     with pytest.raises(UserError, match=f"model.vocab_size is {size}, but fim_rate needs the id {size + 2}"):

@@ -52,7 +52,7 @@ class _Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict({"text": tfds.features.Text(), self.NAME_FIELD: tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
+        return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded

@@ -62,7 +62,7 @@ def index_file(path: Path, *, blank: bytes | None, quoted: bool = False) -> Inde
     Raises UserError for a file that cannot be read, UTF-16, a record longer than RECORD_LIMIT, and, naming the line and
     byte offset, a quote inside an unquoted value and one that is never closed.
     """
-    pieces, inside, size = [], False, _first_byte(path)
+    pieces, inside, size = [], False, first_byte(path)
     for offset, block in _blocks(path, size):
         starts, inside = _starts(path, offset, block, inside, blank, quoted)
         pieces.append(starts.astype(np.uint64) + np.uint64(offset))
@@ -86,7 +86,7 @@ def line_number(path: Path, offset: int) -> int:
     return count
 
 
-def _first_byte(path: Path) -> int:
+def first_byte(path: Path) -> int:
     """Returns where the text begins: behind a UTF-8 byte order mark, else 0."""
     try:
         with open(path, "rb") as file:

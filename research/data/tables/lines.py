@@ -1,8 +1,9 @@
-"""Tables in text files with a record a line: JSONL, and CSV and TSV whose first line names the columns.
+"""Tables in text files with a record a line, or an item of a list: JSONL, JSON, and CSV and TSV whose first line names the columns.
 
 | form         | a record                                                                                            |
 | ------------ | --------------------------------------------------------------------------------------------------- |
 | `jsonl:PATH` | a line with a JSON object; its values as JSON has them; a field of the first record that is absent is None |
+| `json:PATH`  | an object of the list that the file is (`array.py`)                                                 |
 | `csv:PATH`   | a record of RFC 4180: values between commas, in double quotes where they hold commas, quotes or newlines |
 | `tsv:PATH`   | a line, split at every tab (IANA text/tab-separated-values: no quoting, no escapes)                   |
 
@@ -15,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from research.core.errors import UserError
 from research.data.files import digest_files
+from research.data.tables.array import index_array, parse_element
 from research.data.tables.finding import Files, find_parts
 from research.data.tables.index import IndexedFile, index_file
 from research.data.tables.table import (
@@ -30,7 +33,7 @@ from research.data.tables.table import (
     options_digest,
 )
 
-SUFFIXES = {"jsonl": (".jsonl", ".ndjson", ".json"), "csv": (".csv",), "tsv": (".tsv", ".tab")}
+SUFFIXES = {"jsonl": (".jsonl", ".ndjson", ".json"), "json": (".json",), "csv": (".csv",), "tsv": (".tsv", ".tab")}
 _BLANK = {"jsonl": b" \t\r\n\v\f", "csv": b"\r\n", "tsv": b"\r\n"}
 _CSV_VALUE = re.compile(r'"([^"]*(?:""[^"]*)*)"|([^",\r\n]*)')
 
@@ -40,7 +43,7 @@ class Malformed(ValueError):
 
 
 def open_lines(spec: str, kind: str, pattern: str, text_field: str | None = None) -> dict[str, Table]:
-    """Returns the tables of the files that `pattern` names, by part, for `kind` "jsonl", "csv" or "tsv".
+    """Returns the tables of the files that `pattern` names, by part, for `kind` "jsonl", "json", "csv" or "tsv".
 
     With `text_field` that field is the identity of a record, and each record has to have text in it.
     Raises UserError for files that cannot be read, hold no record, or have columns that disagree.
@@ -52,7 +55,7 @@ def open_lines(spec: str, kind: str, pattern: str, text_field: str | None = None
 def open_line_files(spec: str, kind: str, files: Files, text_field: str | None = None) -> Table:
     """Returns the given files as one table (see `open_lines`)."""
     tables = [_open_file(spec, kind, path, text_field) for _, path in files]
-    if kind != "jsonl":
+    if kind in ("csv", "tsv"):
         _same_columns(tables)
 
     def digest() -> tuple[str, int]:
@@ -99,10 +102,12 @@ class LineTable:
 
 
 def _open_file(spec: str, kind: str, path: Path, text_field: str | None) -> LineTable:
+    if kind in ("jsonl", "json"):
+        file = index_array(path) if kind == "json" else index_file(path, blank=_BLANK[kind])
+        parse = parse_element if kind == "json" else json.loads
+        fields = tuple(_first_object(file, parse)) if len(file) else ()
+        return LineTable(spec, fields, file, partial(_json_record, fields=fields, parse=parse), 0, text_field)
     file = index_file(path, blank=_BLANK[kind], quoted=kind == "csv")
-    if kind == "jsonl":
-        fields = tuple(_first_object(file)) if len(file) else ()
-        return LineTable(spec, fields, file, partial(_json_record, fields=fields), 0, text_field)
     if not len(file):
         raise UserError(f"{path} is empty: expected a first line with the names of the columns.")
     split = split_csv if kind == "csv" else split_tsv
@@ -114,20 +119,22 @@ def _open_file(spec: str, kind: str, path: Path, text_field: str | None) -> Line
     return LineTable(spec, fields, file, partial(_named_values, fields=fields, split=split), 1, text_field)
 
 
-def _first_object(file: IndexedFile) -> Record:
+def _first_object(file: IndexedFile, parse: Callable[[str], Any]) -> Record:
     try:
-        return _json_record(file.text(0), ())
+        return _json_record(file.text(0), (), parse)
     except Malformed as error:
         raise UserError(f"{file.where(0)} {error}") from error
 
 
-def _json_record(text: str, fields: tuple[str, ...]) -> Record:
+def _json_record(text: str, fields: tuple[str, ...], parse: Callable[[str], Any]) -> Record:
     try:
-        record = json.loads(text)
+        record = parse(text)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"is not JSON: {error}") from error
+        hint = " A file that is one list of objects is named json:PATH." if text.strip() == "[" else ""
+        raise Malformed(f"is not JSON: {error}.{hint}") from error
     if not isinstance(record, dict):
-        raise Malformed(f"is not a JSON object with named fields but a {type(record).__name__}.")
+        hint = " A file that is one list is named json:PATH." if isinstance(record, list) else ""
+        raise Malformed(f"is not a JSON object with named fields but a {type(record).__name__}.{hint}")
     return {**dict.fromkeys(fields), **record}
 
 

@@ -2,7 +2,7 @@
 
 | form                                    | fields                       | more in        |
 | --------------------------------------- | ---------------------------- | -------------- |
-| `jsonl:PATH`, `csv:PATH`, `tsv:PATH`    | named by the file            | `lines.py`     |
+| `jsonl:PATH`, `json:PATH`, `csv:PATH`, `tsv:PATH` | named by the file  | `lines.py`     |
 | `parquet:PATH`, `hf:FOLDER`             | the columns                  | `arrow.py`     |
 | `pairs:a.en,b.de`, `pairs:PATH`         | `source`, `target`           | `pairs.py`     |
 | `images:DIR`, `audio:DIR`               | `image` or `audio`, `label`, `path` | `media.py` |
@@ -19,9 +19,9 @@ from research.core.errors import UserError
 from research.data.tables.table import Table, require_field
 
 MEDIA = ("images", "audio")
-KINDS = ("jsonl", "csv", "tsv", "parquet", "hf", "pairs", *MEDIA, "tfds")
+KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "hf", "pairs", *MEDIA, "tfds")
 FORMS = (
-    "jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH (a file, a folder or a glob), hf:FOLDER, pairs:A,B, pairs:PATH, "
+    "jsonl:PATH, json:PATH, csv:PATH, tsv:PATH, parquet:PATH (a file, a folder or a glob), hf:FOLDER, pairs:A,B, pairs:PATH, "
     "images:DIR, audio:DIR, tfds:NAME[/CONFIG][:SPLIT]"
 )
 
@@ -49,7 +49,7 @@ def open_tables(spec: str, *, text_field: str | None = None) -> Mapping[str, Tab
 
 
 def _open(kind: str, spec: str, rest: str, text_field: str | None) -> dict[str, Table]:
-    if kind in ("jsonl", "csv", "tsv"):
+    if kind in ("jsonl", "json", "csv", "tsv"):
         from research.data.tables.lines import open_lines
 
         return open_lines(spec, kind, rest, text_field)

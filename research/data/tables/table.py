@@ -68,8 +68,9 @@ def check_index(i: int, count: int, name: str) -> None:
 
 
 def check_text(record: Record, field: str, where: Callable[[], str]) -> None:
-    """Raises UserError, saying `where`, for a `field` that is absent, None or not text that can be written as UTF-8."""
-    text = record.get(field)
+    """Sees to it that a field is text: a list of texts becomes its lines. Raises UserError, saying `where`, for a `field` that is absent, None or
+    not text that can be written as UTF-8."""
+    text = record[field] = as_text(record.get(field))
     if text is None:
         there = sorted(name for name, value in record.items() if value is not None)
         raise UserError(
@@ -82,6 +83,12 @@ def check_text(record: Record, field: str, where: Callable[[], str]) -> None:
     except UnicodeEncodeError as error:
         half = f"holds half of a surrogate pair at character {error.start}"
         raise UserError(f"{where()}: field {field!r} {half}.") from error
+
+
+def as_text(value: Any) -> Any:
+    """Returns a list of texts as the text with these lines, and any other value as it is."""
+    lines = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return "\n".join(value) if lines else value
 
 
 def content_identity(record: Record) -> str:

@@ -8,6 +8,7 @@ in a sequence of images, which the library cannot read undecoded, their pixels.
 
 import contextlib
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ from research.data.tables.table import (
     options_digest,
 )
 
+MANY = 1 << 16
 _SPEC = re.compile(r"(?P<name>\w+)(?P<rest>(/[\w.+-]+)?(:\d+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?")
 
 
@@ -71,8 +73,15 @@ class TfdsTable:
         return content_identity(record) if self.text_field is None else record[self.text_field]
 
     def digest(self) -> tuple[str, int]:
+        """Of what the records hold, since one that prepares a data set again writes them as other bytes; of many records, of the files."""
         files = [(Path(path).name, Path(path)) for path in self.builder.info.splits[self.split].filepaths]
-        return options_digest(f"tfds {self.split} {self.text_field}", digest_files(files))
+        options = f"tfds {self.split} {self.text_field}"
+        if len(self) > MANY:
+            return options_digest(options, digest_files(files))
+        content = hashlib.sha256()
+        for i in range(len(self)):
+            content.update(hashlib.sha256(content_identity(self.record(i)).encode("utf-8", "surrogateescape")).digest())
+        return options_digest(options, (content.hexdigest(), sum(path.stat().st_size for _, path in files)))
 
     def _where(self, i: int) -> str:
         return f"{self.name}, record {i} of {self.split}"
@@ -85,9 +94,7 @@ def open_tfds(spec: str, rest: str, text_field: str | None = None) -> dict[str, 
     Raises UserError for a data set or split that is not there, with the nearest names, and for one that is not
     prepared, with the command that does it.
     """
-    match = _SPEC.fullmatch(rest)
-    if match is None:
-        raise UserError(f"cannot read {spec!r} as tfds:NAME[/CONFIG][:SPLIT], for example tfds:ag_news_subset:train")
+    match = _match(spec, rest)
     builder = _builder(spec, match["name"], match["rest"])
     if match["split"]:
         return {"all": _table(spec, builder, match["split"], text_field)}
@@ -95,30 +102,70 @@ def open_tfds(spec: str, rest: str, text_field: str | None = None) -> dict[str, 
     return {part: _table(spec, builder, name, text_field) for part, name in splits.items()}
 
 
-def _builder(spec: str, name: str, rest: str) -> Any:
-    import tensorflow_datasets as tfds
+def prepare_tfds(spec: str, files: Path | None, fetch: bool) -> Path:
+    """Makes sure that the data set of `tfds:NAME...` is prepared, from the files in a folder and, with `fetch`, from the network; returns where it
+    lies. Raises UserError as `open_tfds` and `tfds_prepare.prepare` do."""
+    from research.data.tables import tfds_prepare
 
+    match = _match(spec, spec.partition(":")[2])
+    builder, prepared = _found(spec, match["name"], match["rest"], to_write=True)
+    if not prepared:
+        tfds_prepare.prepare(builder, spec, files, fetch)
+    return Path(builder.data_dir)
+
+
+def _match(spec: str, rest: str) -> re.Match:
+    match = _SPEC.fullmatch(rest)
+    if match is None:
+        raise UserError(f"cannot read {spec!r} as tfds:NAME[/CONFIG][:SPLIT], for example tfds:ag_news_subset:train")
+    return match
+
+
+def _builder(spec: str, name: str, rest: str) -> Any:
     from research.data.tables import builders
 
+    builder, prepared = _found(spec, name, rest)
+    if not prepared and name in builders.NAMES:
+        builders.prepare(builder)
+    elif not prepared:
+        raise UserError(f"{spec} is not prepared in {_where()}. {_advice(name, rest)}")
+    return builder
+
+
+def _where() -> str:
+    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
+def _advice(name: str, rest: str) -> str:
+    command = f"research data prepare tfds:{name}{rest}"
+    return (
+        f"Prepare it from files that you have: {command} --downloads FOLDER, or from the network: {command} --download"
+    )
+
+
+def _found(spec: str, name: str, rest: str, to_write: bool = False) -> tuple[Any, bool]:
+    """A data set's builder, and whether it is prepared."""
+    import tensorflow_datasets as tfds
+
+    from research.data.tables import builders  # which registers our own
+
+    assert builders.NAMES
+    where, advice = _where(), _advice(name, rest)
     data_dir = os.environ.get("TFDS_DATA_DIR") or None
-    where = data_dir or "~/tensorflow_datasets"
-    made = f"tfds.builder({name + rest!r}, data_dir={data_dir!r}, file_format='array_record').download_and_prepare()"
-    advice = f'Prepare it with: python -c "import tensorflow_datasets as tfds; {made}"'
+    options: dict[str, Any] = {"file_format": "array_record"} if to_write else {}
     try:
         with _quiet():
-            builder = tfds.builder(name + rest, data_dir=data_dir)
+            builder = tfds.builder(name + rest, data_dir=data_dir, **options)
             prepared = builder.is_prepared() and bool(builder.info.features)
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"{spec}: there is no data set {name!r}. {_nearest(name, where)}") from error
     except ModuleNotFoundError as error:
-        raise UserError(f"{spec}: its builder needs {error.name}, which is not installed. {advice}") from error
+        raise UserError(
+            f"{spec}: its builder needs {missing(error)}, which is not installed: pip install {missing(error)}. Once prepared it is read without."
+        ) from error
     except Exception as error:
         raise UserError(f"{spec} cannot be opened in {where}: {_one_line(error)}. {advice}") from error
-    if not prepared and name in builders.NAMES:
-        builders.prepare(builder)
-    elif not prepared:
-        raise UserError(f"{spec} is not prepared in {where}. {advice}")
-    return builder
+    return builder, prepared
 
 
 def _nearest(name: str, where: str) -> str:
@@ -126,7 +173,11 @@ def _nearest(name: str, where: str) -> str:
     import tensorflow_datasets as tfds
 
     folder = Path(where).expanduser()
-    prepared = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    prepared = (
+        [path.name for path in folder.iterdir() if path.is_dir() and path.name != "downloads"]
+        if folder.is_dir()
+        else []
+    )
     with _quiet():
         known = [*tfds.list_builders(with_community_datasets=False), *prepared]
     near = difflib.get_close_matches(name, sorted(set(known)), n=3)
@@ -213,6 +264,11 @@ def _plain(value: Any, element: Any, where: str) -> Any:
     return np.array(value, element.np_dtype) if same else [_plain(inner, element, where) for inner in value]
 
 
+def missing(error: ImportError) -> str:
+    """The package that an import lacked."""
+    return error.name or "tensorflow"
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
@@ -224,6 +280,7 @@ def _quiet() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
     finally:
         logger.setLevel(before)
