@@ -29,10 +29,6 @@ class Arguments:
         None  # times that members are ranked before their end; None: until one is left, for a population 5
     )
     share: float = 0.25  # population: the share of members that take over from better ones
-    storage: str | None = (
-        None  # an Optuna storage that several machines share: sqlite:///FILE, postgresql://..., or the path of a journal
-    )
-    study: str | None = None  # the name of the study there; None: the experiment's
     plan: bool = False  # print the plan and stop
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors

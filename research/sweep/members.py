@@ -109,8 +109,12 @@ class Together:
     @functools.cached_property
     def init(self) -> Any:
         """`init(hypers)`: the states before the first step."""
-        function = self._mapped(self.program.init_function, (0,))
-        return self.program.on_mesh(jax.jit(function, out_shardings=self._where, compiler_options=host.runs_once()))
+        options = host.runs_once()
+        return self.program.on_mesh(jax.jit(self._begin, out_shardings=self._where, compiler_options=options))
+
+    @functools.cached_property
+    def _begin(self) -> Callable:
+        return self._mapped(self.program.init_function, (0,))
 
     @functools.cached_property
     def compiled_step(self) -> Any:
@@ -119,7 +123,7 @@ class Together:
         jitted = jax.jit(function, donate_argnums=0, out_shardings=self._where, compiler_options=host.runs_often())
         programs = [self.program] * self.width
         hypers = self.hypers(programs)
-        states = jax.eval_shape(self.init, hypers)
+        states = self.program.on_mesh(jax.eval_shape)(self._begin, hypers)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._where), states)
         return self.program.on_mesh(jitted.lower)(shapes, self.batch(programs, 0), hypers).compile()
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from research.core import config as C
 from research.core.errors import UserError
-from research.sweep.space import Space
 from research.train import config as T
 
 # Stop conditions that look at a run while it goes: a sweep has its own.
@@ -92,8 +91,3 @@ def fixed(group: Group, every: Sequence[Trial]) -> dict[str, Any]:
         for name in group.trials[0].fields
         if name in own and len({repr(trial.fields.get(name)) for trial in every}) > 1
     }
-
-
-def space_of_grid(space: Space, base: T.Config, seeds: int) -> list[Trial]:
-    """The trials of a grid."""
-    return trials(base, space.grid(), seeds)

@@ -29,8 +29,8 @@ class Folder:
     """A sweep's folder, held by this process until `close`."""
 
     def __init__(self, path: Path, described: dict[str, Any]):
-        """Opens a folder for the sweep that `described` describes, new or begun. Raises UserError for one of another sweep, for one that another process
-        runs, and for one that cannot be written."""
+        """Opens a folder for the sweep that `described` describes, new or begun. Raises UserError for one of another sweep, for one that another
+        process runs, and for one that cannot be written."""
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,8 @@ def most(trials: int, steps: int, eta: int) -> int:
 
 
 def kept(losses: Mapping[int, float], eta: int) -> set[int]:
-    """Which of the trials, by number, go on: the best 1 / eta by loss, at least one, and none whose loss is not finite. Of equal losses the lower number
-    goes on."""
+    """Which of the trials, by number, go on: the best 1 / eta by loss, at least one, and none whose loss is not finite. Of equal losses the lower
+    number goes on."""
     ranked = sorted((loss, trial) for trial, loss in losses.items() if math.isfinite(loss))
     return {trial for _, trial in ranked[: max(1, len(losses) // eta)]}
 

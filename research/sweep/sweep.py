@@ -17,7 +17,7 @@ from research.sweep.space import Space, space
 from research.train import compile_cache
 from research.train import config as T
 
-Search = Literal["grid", "random", "halving", "population", "tpe"]
+Search = Literal["grid", "random", "halving", "population"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Sweep:
                 raise UserError(f"--{name} is {value}; expected a whole number of at least {least}")
         if not 0 < self.share <= 0.5:
             raise UserError(f"--share is {self.share}; expected a share above 0 and at most 0.5")
-        if self.search in ("random", "tpe") and self.trials is None:
-            raise UserError(f"--search {self.search} needs a number of them: --trials N")
+        if self.search == "random" and self.trials is None:
+            raise UserError("--search random needs a number of draws: --trials N")
         if self.search == "grid" and self.trials is not None:
             raise UserError(
-                f"--trials {self.trials} goes with --search random, halving, population or tpe; a grid has the trials that its values make"
+                f"--trials {self.trials} goes with --search random, halving or population; a grid has the trials that its values make"
             )
 
     def dimensions(self) -> Space:
@@ -81,10 +81,6 @@ class Sweep:
         A signal ends it after what is on disk; the same call goes on. Raises UserError for bad input before anything trains.
         """
         say = to_stderr if say is None else say
-        if self.search == "tpe":
-            from research.sweep import study
-
-            return study.run(self, say)
         host.keep_freed_memory()
         compile_cache.enable()
         planned = self.planned()
@@ -138,7 +134,8 @@ def to_stderr(message: str) -> None:
 
 
 def main(sweep: Sweep, argv: list[str] | None = None) -> None:
-    """Runs a sweep's script and exits: `sweep.main(SWEEP)` under `if __name__ == "__main__"`. Takes FIELD=SPEC and the options of `research sweep`."""
+    """Runs a sweep's script and exits: `sweep.main(SWEEP)` under `if __name__ == "__main__"`. It takes FIELD=SPEC and the options of
+    `research sweep`."""
     from research.sweep.command import run_sweep
     from research.train.command import guarded
 
