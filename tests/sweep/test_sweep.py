@@ -5,11 +5,11 @@ import dataclasses
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 
 from research import train
+from research.core import config as C
 from research.core.errors import UserError
 from research.sweep import results
 from research.sweep.execute import Execution
@@ -283,18 +283,33 @@ def test_the_width_is_measured_and_remembered(sweep, monkeypatch, tmp_path):
         measured.clear()
 
 
-def test_spread_over_devices_members_do_not_talk(sweep):
-    if jax.device_count() < 2:
-        pytest.skip("one device")
-    execution, made = members_of(
-        sweep({RATE: [float(x) / 1000 for x in range(1, 2 * jax.device_count() + 1)]}, width=None)
-    )
-    of = Together(made[0].program, len(made), shared=True)
-    text = of.compiled_step.as_text()
-    assert not any(
-        f" {kind}(" in text
-        for kind in ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
-    )
+SPREAD = """
+import dataclasses, json, sys
+from research.sweep import Sweep
+from research.sweep.execute import Execution
+from research.core import config as C
+from research.train.config import Config
+
+base = C.set_values(Config(), json.loads(sys.argv[1]), "base")
+rates = [float(x) / 1000 for x in range(1, 7)]
+asked = Sweep(base, {"optimizer.learning_rate": rates}, out=sys.argv[2])
+found = asked.run(lambda line: None)
+execution = Execution(asked, asked.planned(), print)
+execution.prepare()
+group = execution.groups[0]
+width = execution.width_of(group).width
+text = execution._together(group, width).compiled_step.as_text()
+kinds = [k for k in ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter") if f" {k}(" in text]
+print(json.dumps({"width": width, "kinds": kinds, "metrics": [line["metric"] for line in found.lines]}))
+"""
+
+
+def test_spread_over_devices_members_do_not_talk(sweep, base, run_python, tmp_path):
+    values = json.dumps(C.to_dict(base))
+    told = json.loads(run_python(SPREAD, values, str(tmp_path / "spread"), devices=4).splitlines()[-1])
+    assert told["width"] % 4 == 0 and told["kinds"] == []
+    here = sweep({RATE: [float(x) / 1000 for x in range(1, 7)]}).run()
+    np.testing.assert_allclose(told["metrics"], [line["metric"] for line in here.lines], rtol=2e-4)
 
 
 def test_a_member_tells_of_its_loss():
