@@ -31,7 +31,14 @@ def sample(argv: Sequence[str]) -> int:
     return sample.main(argv)
 
 
-BENCHMARKS = {"train": train, "data": data, "sample": sample}
+def sweep(argv: Sequence[str]) -> int:
+    """wall clock of a sweep of 64 small runs beside 64 processes, and 64 runs in one process"""
+    from research.bench import sweep
+
+    return sweep.main(argv)
+
+
+BENCHMARKS = {"train": train, "data": data, "sample": sample, "sweep": sweep}
 
 
 def main(argv: Sequence[str]) -> int:
