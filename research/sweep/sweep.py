@@ -12,6 +12,7 @@ from research.core import host
 from research.core.errors import UserError
 from research.sweep import plan as P
 from research.sweep.execute import Execution, Report
+from research.sweep.report import write_report
 from research.sweep.results import Folder, best
 from research.sweep.space import Space, space
 from research.train import compile_cache
@@ -93,6 +94,7 @@ class Sweep:
         try:
             execution.run(folder)
             folder.write_table()
+            write_report(folder.path)
             return Results(self.folder, folder.lines, len(planned))
         finally:
             folder.close()
