@@ -68,6 +68,13 @@ def sweep(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
+def compare(argv: Sequence[str]) -> int:
+    """RUN RUN ...: runs beside each other: where their configs differ, their losses and curves, as a report"""
+    from research.sweep import compare
+
+    return compare.main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """train|data|sample|sweep: measure a claim, beside a peer or a physical limit in the same run"""
     from research.bench import command
@@ -83,6 +90,7 @@ VERBS = {
     "families": families,
     "data": data,
     "sweep": sweep,
+    "compare": compare,
     "bench": bench,
 }
 

@@ -41,11 +41,15 @@ def write_report(folder: Path) -> Path:
 
 def render(name: str, described: dict[str, Any], lines: list[dict[str, Any]], drawn: list[tuple[str, str]]) -> str:
     """The page."""
-    counts = {status: sum(line["status"] == status for line in lines) for status in ("complete", "diverged", "stopped")}
+    counts = {
+        status: sum(line["status"] == status for line in lines)
+        for status in ("complete", "unfinished", "diverged", "stopped")
+    }
+    kind = "runs" if "comparison" in described else "trials"
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no trial is over yet"
     shown = "".join(f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>" for title, svg in drawn)
     body = [
-        f"<header><h1>{html.escape(name)}</h1><p>{html.escape(f'{len(lines)} trials: {told}')}</p></header>",
+        f"<header><h1>{html.escape(name)}</h1><p>{html.escape(f'{len(lines)} {kind}: {told}')}</p></header>",
         _best(described, lines),
         f'<section class="sweep">{shown}</section>',
         _trials(lines),
@@ -56,8 +60,10 @@ def render(name: str, described: dict[str, Any], lines: list[dict[str, Any]], dr
     )
 
 
-def command(described: dict[str, Any], fields: dict[str, Any]) -> str:
-    """The command that trains a trial by itself."""
+def command(described: dict[str, Any], trial: int, fields: dict[str, Any]) -> str:
+    """The command that trains a trial by itself, or that shows a run."""
+    if "comparison" in described:
+        return f"research inspect {shlex.quote(described['comparison'][trial])}"
     options = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return shlex.join(["research", "train", str(described.get("experiment", "EXPERIMENT")), *options])
 
@@ -67,14 +73,20 @@ def _best(described: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     if found is None:
         return ""
     said = f"Best: trial {found['trial']}, held-out loss {found['metric']:.4f}"
-    return (
-        f"<section><h2>{html.escape(said)}</h2><pre>{html.escape(command(described, found['fields']))}</pre></section>"
-    )
+    return f"<section><h2>{html.escape(said)}</h2><pre>{html.escape(command(described, found['trial'], found['fields']))}</pre></section>"
 
 
 def _trials(lines: list[dict[str, Any]]) -> str:
     fields = list(dict.fromkeys(name for line in lines for name in line["fields"]))
-    plain = ("trial", "status", "metric", "train_loss", "steps", "seconds")
+    plain = (
+        *(("run",) if any("run" in line for line in lines) else ()),
+        "trial",
+        "status",
+        "metric",
+        "train_loss",
+        "steps",
+        "seconds",
+    )
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*plain, *fields))
     ranked = sorted(lines, key=lambda line: (line["metric"] is None, line["metric"], line["trial"]))
 
