@@ -1,4 +1,4 @@
-"""A language model of Python source code, from nothing to readable samples in about a minute and a half on 2 CPU cores.
+"""A language model of Python source code, from nothing to readable samples in about half a minute on 2 idle CPU cores.
 
     python experiments/quickstart.py
 
