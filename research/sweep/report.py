@@ -14,6 +14,7 @@ FIGURES = "figures"
 OWN_STYLE = """
 .sweep svg { width: 100%; height: auto; background: #fff; border-radius: 6px; }
 .sweep { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 18px; }
+section pre { margin-bottom: 18px; overflow-x: auto; }
 .trials { overflow-x: auto; }
 .trials th { cursor: pointer; text-align: left; }
 """
