@@ -75,6 +75,13 @@ def compare(argv: Sequence[str]) -> int:
     return compare.main(argv)
 
 
+def scaling(argv: Sequence[str]) -> int:
+    """fit TABLE.csv: a scaling law of runs, with intervals, and the best size for a budget"""
+    from research.sweep import scaling_command
+
+    return scaling_command.main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     """train|data|sample|sweep: measure a claim, beside a peer or a physical limit in the same run"""
     from research.bench import command
@@ -91,6 +98,7 @@ VERBS = {
     "data": data,
     "sweep": sweep,
     "compare": compare,
+    "scaling": scaling,
     "bench": bench,
 }
 
