@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from research.core import config as C
 from research.core.errors import UserError
 from research.sweep.space import FORMS
 from research.sweep.sweep import Search, Sweep
+from research.train.command import guarded
 
 PROG = "research sweep EXPERIMENT FIELD=SPEC"
 
@@ -44,6 +46,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"usage: {PROG} ... [options]; there are {', '.join(experiments.names())}")
     experiment = experiments.load(argv[0])
     return run_sweep(Sweep(base=experiment.config, name=experiment.name), argv[1:], PROG)
+
+
+def script(sweep: Sweep, argv: Sequence[str] | None = None) -> None:
+    """Runs a sweep's script and exits: `sweep.main(SWEEP)` under `if __name__ == "__main__"`. It takes FIELD=SPEC and the options of
+    `research sweep`."""
+    words = sys.argv[1:] if argv is None else argv
+    sys.exit(guarded(lambda: run_sweep(sweep, words, f"{sweep.name}.py"), "--debug" in words))
 
 
 def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:

@@ -133,13 +133,3 @@ class Results:
 
 def to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-def main(sweep: Sweep, argv: list[str] | None = None) -> None:
-    """Runs a sweep's script and exits: `sweep.main(SWEEP)` under `if __name__ == "__main__"`. It takes FIELD=SPEC and the options of
-    `research sweep`."""
-    from research.sweep.command import run_sweep
-    from research.train.command import guarded
-
-    words = sys.argv[1:] if argv is None else argv
-    sys.exit(guarded(lambda: run_sweep(sweep, words, f"{sweep.name}.py"), "--debug" in words))

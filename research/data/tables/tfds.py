@@ -21,6 +21,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data.files import decode_utf8, digest_files
+from research.data.tables import tfds_prepare
 from research.data.tables.finding import named_splits
 from research.data.tables.table import (
     Record,
@@ -105,8 +106,6 @@ def open_tfds(spec: str, rest: str, text_field: str | None = None) -> dict[str, 
 def prepare_tfds(spec: str, files: Path | None, fetch: bool) -> Path:
     """Makes sure that the data set of `tfds:NAME...` is prepared, from the files in a folder and, with `fetch`, from the network; returns where it
     lies. Raises UserError as `open_tfds` and `tfds_prepare.prepare` do."""
-    from research.data.tables import tfds_prepare
-
     match = _match(spec, spec.partition(":")[2])
     builder, prepared = _found(spec, match["name"], match["rest"], to_write=True)
     if not prepared:
@@ -160,8 +159,9 @@ def _found(spec: str, name: str, rest: str, to_write: bool = False) -> tuple[Any
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"{spec}: there is no data set {name!r}. {_nearest(name, where)}") from error
     except ModuleNotFoundError as error:
+        lacking = tfds_prepare.missing(error)
         raise UserError(
-            f"{spec}: its builder needs {missing(error)}, which is not installed: pip install {missing(error)}. Once prepared it is read without."
+            f"{spec}: its builder needs {lacking}, which is not installed: pip install {lacking}. Once prepared it is read without."
         ) from error
     except Exception as error:
         raise UserError(f"{spec} cannot be opened in {where}: {_one_line(error)}. {advice}") from error
@@ -262,11 +262,6 @@ def _plain(value: Any, element: Any, where: str) -> Any:
         return [_plain(inner, element, where) for inner in value]
     same = len({np.shape(inner) for inner in value}) < 2
     return np.array(value, element.np_dtype) if same else [_plain(inner, element, where) for inner in value]
-
-
-def missing(error: ImportError) -> str:
-    """The package that an import lacked."""
-    return error.name or "tensorflow"
 
 
 def _one_line(error: Exception) -> str:

@@ -27,8 +27,6 @@ def prepare(builder: Any, spec: str, files: Path | None, fetch: bool) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-    from research.data.tables.tfds import missing
-
     if files is not None and not files.is_dir():
         raise UserError(
             f"--downloads is {str(files)!r}, which is no folder; expected one with the files that {spec} is made of"
@@ -73,6 +71,11 @@ def prepare(builder: Any, spec: str, files: Path | None, fetch: bool) -> None:
         raise UserError(f"cannot prepare {spec} in {builder.data_dir}: {error.strerror or _one_line(error)}") from error
     except Exception as error:
         raise UserError(f"{spec} cannot be prepared: {_one_line(error)}") from error
+
+
+def missing(error: ImportError) -> str:
+    """The package that an import lacked."""
+    return error.name or "tensorflow"
 
 
 def _mismatch(error: Exception) -> str:
