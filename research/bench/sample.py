@@ -31,9 +31,8 @@ BATCHES_ON_CPU, BATCHES_ON_ACCELERATOR = (1, 16), (1,)
 class Arguments:
     """What to measure."""
 
-    preset: str | None = (
-        None  # one of GPT-2's sizes; None: gpt2 (124M) on a CPU, gpt2-xl (1.5B, bfloat16) on an accelerator
-    )
+    # one of GPT-2's sizes; None: gpt2 (124M) on a CPU, gpt2-xl (1.5B, bfloat16) on an accelerator
+    preset: str | None = None
     batch: tuple[int, ...] = ()  # rows; none given: 1 and 16 on a CPU, 1 on an accelerator
     prompt: int = 128  # tokens of every prompt
     new: int = 128  # tokens that are generated

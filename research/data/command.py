@@ -18,23 +18,18 @@ PROG = "research data prepare SOURCE"
 class Arguments:
     """Makes the tokens of SOURCE (docs/data.md lists the forms), in the cache or in a folder. Work that was cut off goes on where it stood."""
 
-    tokenizer: str | None = (
-        None  # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what the source was prepared with
-    )
-    text_field: str | None = (
-        None  # of records: the field that holds the text, or a text with fields in braces; None: text
-    )
-    learn: str | None = (
-        None  # of a --text-field with braces: the fields that are learned, with commas; the rest is only read; None: all
-    )
+    # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what the source was prepared with
+    tokenizer: str | None = None
+    # of records: the field that holds the text, or a text with fields in braces; None: text
+    text_field: str | None = None
+    # of a --text-field with braces: the fields that are learned, with commas; the rest is only read; None: all
+    learn: str | None = None
     clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
     workers: int | None = None  # processes that make it; None: as many as processors where texts are cleaned
-    beam: str | None = (
-        None  # make it with Apache Beam under these pipeline options, as in "runner=FlinkRunner flink_master=host:8081"
-    )
-    downloads: str | None = (
-        None  # tfds: a folder with the files that the data set is made of, by their names: prepare it from them
-    )
+    # make it with Apache Beam under these pipeline options, as in "runner=FlinkRunner flink_master=host:8081"
+    beam: str | None = None
+    # tfds: a folder with the files that the data set is made of, by their names: prepare it from them
+    downloads: str | None = None
     download: bool = False  # tfds: fetch those files from the network
     out: str | None = None  # a new folder to make it in, with the tokeniser; prepared:FOLDER then names it
     json: bool = False  # the last line is one JSON object

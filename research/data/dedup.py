@@ -25,13 +25,11 @@ class Arguments:
     is read."""
 
     out: str | None = None  # the file to write
-    text_field: str | None = (
-        None  # of records: the field that holds the text, or a text with fields in braces; None: text
-    )
+    # of records: the field that holds the text, or a text with fields in braces; None: text
+    text_field: str | None = None
     near: bool = False  # near duplicates, too
-    threshold: float | None = (
-        0.8  # least Jaccard similarity of near duplicates, between 5-grams of words; None: any candidate counts
-    )
+    # least Jaccard similarity of near duplicates, between 5-grams of words; None: any candidate counts
+    threshold: float | None = 0.8
     against: str | None = None  # a source of benchmark items: records that share an n-gram with one are dropped
     ngram: int = 13  # words of an n-gram of --against
     json: bool = False  # the last line is one JSON object

@@ -41,9 +41,8 @@ class Arguments:
     steps: int | None = None  # of the run; None: shares alone
     batch_size: int = 16  # rows of a step
     context: int = 1024  # tokens of a row
-    tokenizer: str | None = (
-        None  # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what a source was prepared with
-    )
+    # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what a source was prepared with
+    tokenizer: str | None = None
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
 

@@ -33,19 +33,17 @@ class Arguments:
     what is not learned is dim. Of images: and audio: the records that the step takes where records are shuffled by the seed."""
 
     step: int = 0  # counted from 0
-    tokenizer: str | None = (
-        None  # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what the source was prepared with
-    )
-    text_field: str | None = (
-        None  # of records: the field that holds the text, or a text with fields in braces; None: text
-    )
+    # byte, char, bpe:N, or a tokenizer.json or its folder; None: byte, or what the source was prepared with
+    tokenizer: str | None = None
+    # of records: the field that holds the text, or a text with fields in braces; None: text
+    text_field: str | None = None
     learn: str | None = None  # of a --text-field with braces: the fields that are learned, with commas; None: all
     clean: str | None = None  # plain, gopher, c4 or fineweb
     rows: Rows = "windows"  # of all documents one after the other; packed: of whole documents
     fim_rate: float | None = None  # share of the documents that are rearranged to fill in the middle
     batch_size: int = 8  # rows of a step
     context: int = 128  # tokens of a row
-    seed: int = 0
+    seed: int = 0  # of the run
     show: int = 4  # rows of the batch to show; --json has all of them
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors

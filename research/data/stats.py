@@ -33,9 +33,8 @@ class Arguments:
     about 70 bytes a record at most."""
 
     tokenizer: str | None = None  # byte, char, bpe:N, or a tokenizer.json or its folder: lengths in its tokens, too
-    text_field: str | None = (
-        None  # of records: the field that holds the text, or a text with fields in braces; None: text
-    )
+    # of records: the field that holds the text, or a text with fields in braces; None: text
+    text_field: str | None = None
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
 

@@ -27,9 +27,8 @@ class Arguments:
     seed: int = 0  # of the search
     width: int | None = None  # members at once; None: what is fastest here
     eta: int = 3  # halving: of so many members one goes on at each rung
-    rungs: int | None = (
-        None  # times that members are ranked before their end; None: until one is left, for a population 5
-    )
+    # times that members are ranked before their end; None: until one is left, for a population 5
+    rungs: int | None = None
     share: float = 0.25  # population: the share of members that take over from better ones
     plan: bool = False  # print the plan and stop
     json: bool = False  # the last line is one JSON object

@@ -35,9 +35,8 @@ class Sweep:
     seed: int = 0  # of the search
     width: int | None = None  # members at once; None: what is fastest here
     eta: int = 3  # halving: of so many members one goes on
-    rungs: int | None = (
-        None  # times that members are ranked before their end; None: halving until one is left, 5 for a population
-    )
+    # times that members are ranked before their end; None: halving until one is left, 5 for a population
+    rungs: int | None = None
     share: float = 0.25  # population: the worst that take over from the best at a rung
 
     def __post_init__(self):

@@ -20,51 +20,46 @@ class Config:
     """One experiment. Lengths in optimiser steps, rows or tokens; None turns a thing off unless its comment says otherwise."""
 
     data: str = "python_stdlib"  # python_stdlib, text:PATH, jsonl:PATH, csv:PATH, pairs:A,B, tfds:NAME, mix:FILE.json, ..., or a path (docs/data.md)
-    text_field: str | None = (
-        None  # of records: the field that holds the text, or a text with fields in braces; None: text
-    )
-    learn: str | None = (
-        None  # of a text_field with braces: the fields that are learned, with commas; the rest is only read; None: all
-    )
+    # of records: the field that holds the text, or a text with fields in braces; None: text
+    text_field: str | None = None
+    # of a text_field with braces: the fields that are learned, with commas; the rest is only read; None: all
+    learn: str | None = None
     clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
-    tokenizer: str | None = (
-        None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
-    )
+    # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
+    tokenizer: str | None = None
     model: ModelConfig = ModelConfig()
-    init_from: str | None = (
-        None  # a run directory, a model in Hugging Face's layout or a hub id: begin with its weights, model and tokeniser
-    )
+    # a run directory, a model in Hugging Face's layout or a hub id: begin with its weights, model and tokeniser
+    init_from: str | None = None
     task: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    steps: int = 1000
+    steps: int = 1000  # optimiser steps
     batch_size: int = 16  # rows in one optimiser step
     sequence_length: int | None = None  # tokens of a row; None: model.context
-    rows: Literal["windows", "packed"] = (
-        "windows"  # of all documents one after the other; packed: of whole documents, each seen by itself
-    )
+    # of all documents one after the other; packed: of whole documents, each seen by itself
+    rows: Literal["windows", "packed"] = "windows"
     fim_rate: float | None = None  # share of the documents that are rearranged to fill in the middle, in training
     micro_batches: int = 1  # passes that one batch is split into
     seed: int = 0  # initial weights, dropout and order of the data
     data_seed: int | None = None  # order of the data; None: seed
-    init_scale: float = 1.0
+    init_scale: float = 1.0  # multiplies every random initial value
     mesh: str = "auto"  # auto: every device under fsdp; or data=2,fsdp=4
-    eval_every: int = 100
+    eval_every: int = 100  # steps between evaluations
     eval_batches: int | None = None  # None: the whole held-out part
-    checkpoint_every: int = 500
-    keep_last: int = 2
+    checkpoint_every: int = 500  # steps between checkpoints
+    keep_last: int = 2  # checkpoints
     keep_every: int | None = None  # besides the last and the best, every n-th step
-    log_every: int = 10
+    log_every: int = 10  # steps between records of the metrics
     sample_every: int | None = None  # None: no samples
-    sample_prompt: str = "\n"
-    sample_tokens: int = 100
-    max_tokens: int | None = None
+    sample_prompt: str = "\n"  # what samples go on from
+    sample_tokens: int = 100  # length of a sample
+    max_tokens: int | None = None  # training tokens after which the run ends
     max_seconds: float | None = None  # wall clock of training, evaluations included, over all resumptions
     target_loss: float | None = None  # held-out loss in nats per token
     patience: int | None = None  # evaluations in a row without improvement
     max_skipped: int = 10  # non-finite steps in a row
     prefetch: int = 2  # batches that are ready ahead of the step
     damaged: Literal["fatal", "skip"] = "fatal"  # what a row in a damaged shard is: the end of the run, or of weight 0
-    trackers: tuple[TrackerName, ...] = ()
+    trackers: tuple[TrackerName, ...] = ()  # besides the run directory
     run_dir: str | None = None  # None: runs/NAME
 
     def __post_init__(self):

@@ -66,9 +66,8 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0  # largest global norm of the gradient
     ema_decay: float | None = None  # keeps an exponential average of the weights, which evaluation uses
     adam_ratio: float = 1.0  # muon: the rate of the leaves that are no matrices, relative to learning_rate
-    muon_per_head: bool = (
-        False  # muon: every attention head's projections are matrices of their own, smaller and cheaper
-    )
+    # muon: every attention head's projections are matrices of their own, smaller and cheaper
+    muon_per_head: bool = False
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):
