@@ -27,6 +27,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from research import cli  # noqa: E402
 from research.core import params as P  # noqa: E402
 from research.model import transformer  # noqa: E402
 from research.model.config import ModelConfig  # noqa: E402
@@ -87,5 +88,20 @@ def run_python():
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def call_verb(capsys):
+    """`call_verb(*words) -> (code, out, err)` of `research WORDS`, in this process."""
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            code = cli.main([*map(str, words)])
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
 
     return run

@@ -10,7 +10,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.data import command_line, pictures
 from research.data.batches import Rows, training
-from research.data.loader import Batch, Stretch, shuffled
+from research.data.loader import shuffled
 from research.data.mixed import MixedCorpus, prepare
 from research.data.streams import TokenStream
 from research.data.tables.decoding import decode_image, decode_wav
@@ -95,20 +95,13 @@ def text_batch(corpus: Corpus, arguments: Arguments) -> tuple[dict[str, Any], li
             **({} if name is None else {"source": name}),
         }
         rows.append(about | {name: batch[name][number].tolist() for name in SHOWN if name in batch})
-        documents.append(_documents(batch, number, row, stream, corpus.tokenizer))
+        if "segments" in batch:
+            documents.append(batch["segments"][number])
+        elif arguments.fim_rate is not None:  # rearranged, so by its separators
+            documents.append(np.concatenate([[0], np.cumsum(batch["tokens"][number][:-1] == corpus.tokenizer.eot)]))
+        else:
+            documents.append(documents_at(stream, np.arange(row[0].start, row[0].stop)))
     return {"step": arguments.step, "rows": rows}, documents
-
-
-def _documents(
-    batch: Batch, number: int, row: Sequence[Stretch], stream: TokenStream, tokenizer: Tokenizer
-) -> np.ndarray:
-    if "segments" in batch:
-        return batch["segments"][number]
-    places = np.arange(row[0].start, row[0].stop)
-    tokens = batch["tokens"][number]
-    if np.array_equal(tokens, np.asarray(stream.tokens[row[0].start : row[0].stop])):
-        return documents_at(stream, places)
-    return np.concatenate([[0], np.cumsum(tokens[:-1] == tokenizer.eot)])  # rearranged, so by its separators
 
 
 def _source(corpus: Corpus, number: int) -> tuple[TokenStream, str | None]:

@@ -9,27 +9,17 @@ from typing import Any
 from research.core import config as C
 from research.core.errors import UserError
 from research.sweep.space import FORMS
-from research.sweep.sweep import Search, Sweep
+from research.sweep.sweep import Options, Sweep
 from research.train.command import guarded
 
 PROG = "research sweep EXPERIMENT FIELD=SPEC"
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
     """Trains EXPERIMENT with every choice of its fields. SPEC is a,b,c, choice:a,b,c, log:LOW:HIGH:N, lin:LOW:HIGH:N or int:LOW:HIGH; one value sets
     a field for all. Fields that only change numbers of the compiled step share it. What is done is kept: the same command goes on."""
 
-    seeds: int = 1  # each choice with so many seeds, from the experiment's on
-    search: Search = "grid"  # how choices are made
-    trials: int | None = None  # random choices of the space; None: the grid
-    out: str | None = None  # the sweep's folder; None: sweeps/NAME
-    seed: int = 0  # of the search
-    width: int | None = None  # members at once; None: what is fastest here
-    eta: int = 3  # halving: of so many members one goes on at each rung
-    # times that members are ranked before their end; None: until one is left, for a population 5
-    rungs: int | None = None
-    share: float = 0.25  # population: the share of members that take over from better ones
     plan: bool = False  # print the plan and stop
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
@@ -83,7 +73,7 @@ def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-_OWN = ("seeds", "search", "trials", "out", "seed", "width", "eta", "rungs", "share")
+_OWN = tuple(field.name for field in dataclasses.fields(Options))
 
 
 def _is_spec(word: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from research.core import config as C
 from research.core.errors import UserError
 from research.data.command_line import table
+from research.data.files import write_atomically
 from research.sweep import report, results
 from research.train import rundir
 from research.train.config import HOST_ONLY
@@ -102,9 +103,12 @@ def write(folder: Path, lines: Sequence[dict[str, Any]]) -> None:
         if folder.exists() and any(folder.iterdir()) and "comparison" not in results.described_in(folder):
             raise UserError(f"{folder} holds a sweep, no comparison; give another folder by --out")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / results.SWEEP).write_text(json.dumps(described, indent=1))
-        (folder / results.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / results.TABLE).write_text(results.table(lines))
+        for name, content in (
+            (results.SWEEP, json.dumps(described, indent=1)),
+            (results.RESULTS, "".join(json.dumps(line) + "\n" for line in lines)),
+            (results.TABLE, results.table(lines)),
+        ):
+            write_atomically(folder / name, content.encode())
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; give another folder by --out") from error
     report.write_report(folder)

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+
+from research.core import config as C
 from research.core.errors import UserError
 from research.data.mixed import prepare
 from research.sweep import plan as P
@@ -13,6 +16,7 @@ from research.sweep import results, rungs, width
 from research.sweep.members import Member, Together, alone, together
 from research.train import program as program_of
 from research.train import start
+from research.train.config import SWITCHES, TRACED
 from research.train.console import duration
 
 if TYPE_CHECKING:
@@ -30,10 +34,10 @@ class Execution:
     def __init__(self, sweep: "Sweep", planned: Sequence[P.Trial], say: Report):
         self.sweep, self.say, self.trials = sweep, say, list(planned)
         self.groups = P.groups(self.trials)
-        self.number = {trial.number: n for n, group in enumerate(self.groups) for trial in group.trials}
+        self.group_of = {trial.number: n for n, group in enumerate(self.groups) for trial in group.trials}
         self.programs: dict[str, program_of.Program] = {}
         self.widths: dict[str, width.Measured] = {}
-        self.packs: dict[tuple[str, int, bool], Together] = {}
+        self.packs: dict[tuple[str, bool], Together] = {}
 
     def prepare(self) -> None:
         """Reads the data and builds each group's program, without compiling. Raises UserError, naming the trial, for one that does not fit."""
@@ -120,7 +124,7 @@ class Execution:
 
     def run(self, folder: results.Folder) -> None:
         """Trains every member that has no result yet; each has one, in the folder, when this returns."""
-        done = {line["trial"]: line for line in folder.lines}
+        done = {line["trial"] for line in folder.lines}
         waiting = [trial for trial in self.trials if trial.number not in done]
         if done:
             self.say(f"{len(done)} of {len(self.trials)} trials are done: {folder.path}")
@@ -134,12 +138,12 @@ class Execution:
             for group in self.groups:
                 self._advance([trial for trial in group.trials if trial.number in live], rung, live, folder)
             if rung + 1 < count:
-                self._ranked(live, rung, done, folder)
+                self._ranked(live, rung, folder)
         took = time.perf_counter() - began
         self.say(f"{len(waiting)} trials in {duration(took)}; {folder.path}")
 
     def _member(self, trial: P.Trial) -> Member:
-        group = self.groups[self.number[trial.number]]
+        group = self.groups[self.group_of[trial.number]]
         program = self.programs[group.program_key]
         begun = start.resolve(trial.config).config if trial.config.init_from else trial.config
         return Member(trial, program.like(_on_members(begun)))
@@ -148,7 +152,7 @@ class Execution:
         """Trains members of one group up to a rung, as many at once as is fastest; those that are over are written and let go."""
         if not trials:
             return
-        group = self.groups[self.number[trials[0].number]]
+        group = self.groups[self.group_of[trials[0].number]]
         until, chosen = self.ends(group.config.steps)[rung], self.width_of(group)
         for at in range(0, len(trials), chosen.width):
             pack = [live[trial.number] or self._member(trial) for trial in trials[at : at + chosen.width]]
@@ -156,36 +160,34 @@ class Execution:
             if chosen.width == 1:
                 alone(pack[0], until)
             else:
-                together(pack, until, self._together(group, chosen.width))
+                together(pack, until, self._together(group))
             for member in pack:
                 member.rungs.append((until, member.loss))
                 if member.diverged or until == group.config.steps:
                     self._finish(member, "diverged" if member.diverged else "complete", live, folder)
 
-    def _together(self, group: P.Group, members: int) -> Together:
-        key = (group.program_key, members, width.shares_data(group))
+    def _together(self, group: P.Group) -> Together:
+        """The program of a group's width, over shared batches or each member's own: what was measured, where that is it."""
+        chosen, key = self.width_of(group), (group.program_key, width.shares_data(group))
         if key not in self.packs:
-            self.packs[key] = Together(self.programs[key[0]], *key[1:])
+            fits = isinstance(chosen.of, Together) and chosen.of.shared == key[1]
+            made = chosen.of if fits else Together(self.programs[key[0]], chosen.width, key[1])
+            assert isinstance(made, Together)
+            self.packs[key] = made
         return self.packs[key]
 
     def _finish(self, member: Member, status: str, live: Live, folder: results.Folder) -> None:
         number = member.trial.number
-        line = results.line(member, status, self.number[number])
+        line = results.line(member, status, self.group_of[number])
         folder.add(line)
         member.state = None
         del live[number]
-        loss = (
-            "diverged"
-            if status == "diverged"
-            else f"loss {line['metric']:.4f}"
-            if line["metric"] is not None
-            else "no loss"
-        )
+        loss = "" if line["metric"] is None else f"loss {line['metric']:.4f}  "
         self.say(
-            f"trial {number}  {said(member.trial.fields)}  {loss}  {status} at step {member.step}  ({len(folder.lines)}/{len(self.trials)})"
+            f"trial {number}  {said(member.trial.fields)}  {loss}{status} at step {member.step}  ({len(folder.lines)}/{len(self.trials)})"
         )
 
-    def _ranked(self, live: Live, rung: int, done: dict[int, Any], folder: results.Folder) -> None:
+    def _ranked(self, live: Live, rung: int, folder: results.Folder) -> None:
         """What becomes of the members at a rung."""
         if self.sweep.search == "population":
             self._exploited(live, rung)
@@ -215,8 +217,6 @@ class Execution:
 
     def _bounds(self) -> dict[str, tuple[float, float]]:
         """The traced numbers that a population explores, with their least and largest values."""
-        from research.train.config import SWITCHES, TRACED
-
         explored = (TRACED | SWITCHES) - {"seed", "data_seed"}
         found = {}
         for one in self.sweep.dimensions().dimensions:
@@ -226,10 +226,6 @@ class Execution:
         return found
 
     def _reborn(self, member: Member, state: Any, fields: dict[str, Any]) -> None:
-        import jax
-
-        from research.core import config as C
-
         kept = {name: member.trial.fields[name] for name in ("seed", "data_seed") if name in member.trial.fields}
         fields = {**fields, **kept}
         config = C.set_values(member.trial.config, fields, f"trial {member.trial.number}")
@@ -242,8 +238,6 @@ class Execution:
 
 def _on_members(config: Any) -> Any:
     """The config on a mesh of members, where several devices are here and it asks for none in particular."""
-    import jax
-
     count = jax.device_count()
     return dataclasses.replace(config, mesh=f"member={count}") if config.mesh == "auto" and count > 1 else config
 

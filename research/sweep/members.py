@@ -143,10 +143,9 @@ class Together:
     def batch(self, programs: Sequence[Program], step: int) -> Any:
         """The batch of a step: of the first, where it is shared, else of each."""
         if self.shared:
-            return jax.device_put(programs[0].batches(step), sharding.replicated(self.program.mesh))
-        made: dict[int, Any] = {}
-        for one in programs:
-            made.setdefault(one.config.order_seed, one.batches(step) if one.config.order_seed not in made else None)
+            return self._whole(programs[0].batches(step))
+        orders = {one.config.order_seed: one for one in programs}
+        made = {seed: one.batches(step) for seed, one in orders.items()}
         rows = [made[one.config.order_seed] for one in programs]
         return jax.device_put({name: np.stack([row[name] for row in rows]) for name in rows[0]}, self._where)
 

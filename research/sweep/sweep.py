@@ -21,23 +21,22 @@ from research.train import config as T
 Search = Literal["grid", "random", "halving", "population"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """Many runs of `base`, by what `space` says of its fields: dotted names to specs (`space.py`), lists of values, or single values."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a space is searched, and where the results go."""
 
-    base: T.Config
-    space: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seeds: int = 1  # each choice of fields with so many seeds, from the base's on
-    search: Search = "grid"  # halving: of the grid, or of so many random trials, the best go on at each rung
-    trials: int | None = None  # random draws of the space; None: the grid
-    out: str | None = None  # None: sweeps/NAME
-    name: str = "sweep"
+    seeds: int = 1  # each choice of fields with so many seeds, from the experiment's on
+    search: Search = (
+        "grid"  # how choices are made; halving: of the grid, or of random trials, the best go on at each rung
+    )
+    trials: int | None = None  # random choices of the space; None: the grid
+    out: str | None = None  # the sweep's folder; None: sweeps/NAME
     seed: int = 0  # of the search
     width: int | None = None  # members at once; None: what is fastest here
-    eta: int = 3  # halving: of so many members one goes on
+    eta: int = 3  # halving: of so many members one goes on at each rung
     # times that members are ranked before their end; None: halving until one is left, 5 for a population
     rungs: int | None = None
-    share: float = 0.25  # population: the worst that take over from the best at a rung
+    share: float = 0.25  # population: the share of members that take over from better ones at a rung
 
     def __post_init__(self):
         if self.search not in get_args(Search):
@@ -54,6 +53,15 @@ class Sweep:
             raise UserError(
                 f"--trials {self.trials} goes with --search random, halving or population; a grid has the trials that its values make"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Options):
+    """Many runs of `base`, by what `space` says of its fields: dotted names to specs (`space.py`), lists of values, or single values."""
+
+    base: T.Config
+    space: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = "sweep"
 
     def dimensions(self) -> Space:
         """The space, checked. Raises UserError for what does not fit the base."""

@@ -28,8 +28,10 @@ FASTER = 1.05  # and goes on being tried while it is faster than the last by thi
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """`seconds` of a member's step at this width, `bytes` that a step of all members takes, `compile_seconds` it took to find out."""
+    """`seconds` of a member's step at this width, `bytes` that a step of all members takes, `compile_seconds` it took to find out; `of`: what was
+    compiled for it."""
 
+    of: Program | Together
     width: int
     seconds: float
     bytes: int
@@ -56,7 +58,7 @@ def measure(program: Program, width: int, shared: bool) -> Measured:
             compile_seconds, began = time.perf_counter() - began, time.perf_counter()
         state, _ = compiled(state, batch, hypers)
     jax.block_until_ready(state)
-    return Measured(width, (time.perf_counter() - began) / TIMED / width, needed, compile_seconds)
+    return Measured(of, width, (time.perf_counter() - began) / TIMED / width, needed, compile_seconds)
 
 
 def bytes_of(compiled: Any) -> int:

@@ -1,13 +1,12 @@
 """Settings of the property tests here, and what the tests of `research data` share."""
 
+import functools
 import wave
 
 import numpy as np
 import pytest
 from data_commands import texts, write_lines
 from hypothesis import settings
-
-from research import cli
 
 settings.register_profile("data", deadline=None)  # a busy machine is no failure
 settings.load_profile("data")
@@ -19,21 +18,12 @@ def source(tmp_path) -> str:
 
 
 @pytest.fixture
-def call(capsys, tmp_path, monkeypatch):
+def call(call_verb, tmp_path, monkeypatch):
     """`call(*argv) -> (code, out, err)` of `research data ...`, from an empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            code = cli.main(["data", *map(str, argv)])
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(call_verb, "data")
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """`research compare`: runs by what differs in their configs."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
-from research import cli, train
+from research import train
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +23,13 @@ def runs(base, tmp_path_factory):
     return folder
 
 
-def call(capsys, *argv):
-    capsys.readouterr()
-    try:
-        code = cli.main(["compare", *map(str, argv)])
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
+@pytest.fixture
+def call(call_verb):
+    return functools.partial(call_verb, "compare")
 
 
-def test_runs_stand_beside_each_other_with_what_differs(runs, tmp_path, capsys):
-    code, out, err = call(capsys, runs / "a", runs / "b", "--out", tmp_path / "cmp", "--json")
+def test_runs_stand_beside_each_other_with_what_differs(runs, tmp_path, call):
+    code, out, err = call(runs / "a", runs / "b", "--out", tmp_path / "cmp", "--json")
     assert code == 0 and err == ""
     told = json.loads(out.splitlines()[-1])
     assert [set(one["fields"]) for one in told["runs"]] == [{"optimizer.learning_rate"}] * 2 and told["unlike"] == []
@@ -48,17 +45,17 @@ def test_runs_stand_beside_each_other_with_what_differs(runs, tmp_path, capsys):
         "by-optimizer.learning_rate.svg",
         "curves.svg",
     }
-    assert call(capsys, runs / "b", runs / "a", "--out", tmp_path / "cmp")[0] == 0  # the same folder again
+    assert call(runs / "b", runs / "a", "--out", tmp_path / "cmp")[0] == 0  # the same folder again
 
 
-def test_other_tokenisers_are_told_of_and_bits_per_byte_decide(runs, tmp_path, capsys):
-    code, out, err = call(capsys, runs / "a", runs / "c", "--out", tmp_path / "cmp", "--json")
+def test_other_tokenisers_are_told_of_and_bits_per_byte_decide(runs, tmp_path, call):
+    code, out, err = call(runs / "a", runs / "c", "--out", tmp_path / "cmp", "--json")
     told = json.loads(out.splitlines()[-1])
     assert code == 0 and "differ in their tokenizer" in err and told["unlike"] == ["tokenizer"]
     assert out.splitlines()[1].startswith(min(told["runs"], key=lambda one: one["bits_per_byte"])["run"])
 
 
-def test_refuses(runs, tmp_path, capsys):
+def test_refuses(runs, tmp_path, call):
     for argv, said in (
         ((runs / "a",), "1 run(s) given"),
         ((), "0 run(s) given"),
@@ -67,5 +64,5 @@ def test_refuses(runs, tmp_path, capsys):
         ((runs / "a", runs / "b", "--out", runs), "is no sweep's folder"),
         ((runs / "a", runs / "b", "--outt", "x"), "no option --outt"),
     ):
-        code, out, err = call(capsys, *argv)
+        code, out, err = call(*argv)
         assert code == 2 and out == "" and said in err and err.count("\n") == 1, err

@@ -1,6 +1,7 @@
 """Scaling laws: the coefficients of a known law come back, outliers do no harm, and tables of anyone are read."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research import cli
 from research.core.errors import UserError
 from research.sweep import laws
 from research.sweep.laws import Fit
@@ -90,16 +90,12 @@ def table(path, names, columns, extra=()):
     return path
 
 
-def call(capsys, *argv):
-    capsys.readouterr()
-    try:
-        code = cli.main(["scaling", *map(str, argv)])
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
+@pytest.fixture
+def call(call_verb):
+    return functools.partial(call_verb, "scaling")
 
 
-def test_a_table_of_anyone_or_of_a_sweep(tmp_path, capsys):
+def test_a_table_of_anyone_or_of_a_sweep(tmp_path, call):
     params, tokens, losses = runs()
     flops = 6 * params * tokens
     anyone = table(tmp_path / "a.csv", ["Model Size", "Training FLOP", "loss"], (params, flops, losses))
@@ -108,9 +104,7 @@ def test_a_table_of_anyone_or_of_a_sweep(tmp_path, capsys):
                  (range(60), status, tokens, params, flops, losses), [(60, "diverged", 1, 2, 3, "")])  # fmt: skip
     told = []
     for path, left in ((anyone, 0), (ours, 1)):
-        code, out, err = call(
-            capsys, "fit", path, "--bootstrap", 5, "--budget", "1e21", "--plot", tmp_path / "p.svg", "--json"
-        )
+        code, out, err = call("fit", path, "--bootstrap", 5, "--budget", "1e21", "--plot", tmp_path / "p.svg", "--json")
         assert code == 0 and err == "" and (tmp_path / "p.svg").stat().st_size > 1000
         told.append(json.loads(out.splitlines()[-1]))
         assert told[-1]["left_out"] == left and told[-1]["runs"] == 60
@@ -119,7 +113,7 @@ def test_a_table_of_anyone_or_of_a_sweep(tmp_path, capsys):
     assert told[0]["alpha"] == pytest.approx(told[1]["alpha"], rel=1e-3)
 
 
-def test_what_the_command_refuses(tmp_path, capsys):
+def test_what_the_command_refuses(tmp_path, call):
     params, tokens, losses = runs()
     plain = table(tmp_path / "a.csv", ["params", "tokens", "loss"], (params, tokens, losses))
     words = table(tmp_path / "w.csv", ["params", "tokens", "loss"], (params, tokens, ["x"] * 60))
@@ -135,5 +129,5 @@ def test_what_the_command_refuses(tmp_path, capsys):
         (("fit", plain, "--bootstrap", "0", "--plot", tmp_path / "x.xyz"), "--plot"),
         (("fti",), "did you mean fit?"),
     ):
-        code, out, err = call(capsys, *argv)
+        code, out, err = call(*argv)
         assert code == 2 and said in err and err.count("\n") == 1, err

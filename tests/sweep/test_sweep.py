@@ -117,10 +117,9 @@ def test_the_plan_is_printed_first_and_plan_only_trains_nothing(sweep):
     assert "to compile" in said[-1] and "measured" in said[-1]
 
 
-def test_what_is_done_is_kept_and_not_run_again(sweep, monkeypatch):
-    asked = sweep({RATE: "1e-3,2e-3,4e-3"}, seeds=2)
-    whole = asked.run()
-    add, left = results.Folder.add, [4]
+def run_until(asked, results_written: int, monkeypatch) -> None:
+    """Runs a sweep until it has so many results; then it is interrupted."""
+    add, left = results.Folder.add, [results_written]
 
     def dying(self, line):
         if not left[0]:
@@ -128,13 +127,19 @@ def test_what_is_done_is_kept_and_not_run_again(sweep, monkeypatch):
         left[0] -= 1
         add(self, line)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(results.Folder, "add", dying)
+        with pytest.raises(KeyboardInterrupt):
+            asked.run()
+
+
+def test_what_is_done_is_kept_and_not_run_again(sweep, monkeypatch):
+    asked = sweep({RATE: "1e-3,2e-3,4e-3"}, seeds=2)
+    whole = asked.run()
     other = dataclasses.replace(asked, out=f"{asked.out}-cut")
-    monkeypatch.setattr(results.Folder, "add", dying)
-    with pytest.raises(KeyboardInterrupt):
-        other.run()
+    run_until(other, 4, monkeypatch)
     with open(other.folder / "results.jsonl", "ab") as file:
         file.write(b'{"trial": 4, "fie')  # as a killed process leaves it
-    monkeypatch.setattr(results.Folder, "add", add)
     said = []
     found = other.run(said.append)
     assert said[0].startswith("4 of 6 trials are done") and sum(" complete " in one for one in said) == 2
@@ -180,19 +185,8 @@ def test_halving_lets_the_best_go_on(sweep):
 def test_halving_that_was_cut_off_ends_as_it_would_have(sweep, monkeypatch):
     asked = sweep({RATE: "log:1e-5:1e-2:9"}, search="halving")
     whole = asked.run()
-    add, left = results.Folder.add, [3]
-
-    def dying(self, line):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        add(self, line)
-
     other = dataclasses.replace(asked, out=f"{asked.out}-cut")
-    monkeypatch.setattr(results.Folder, "add", dying)
-    with pytest.raises(KeyboardInterrupt):
-        other.run()
-    monkeypatch.setattr(results.Folder, "add", add)
+    run_until(other, 3, monkeypatch)
     found = other.run()
     told = [
         {(line["trial"], line["status"], line["steps"], line["metric"]) for line in one.lines} for one in (whole, found)
@@ -272,7 +266,7 @@ def test_the_width_is_measured_and_remembered(sweep, monkeypatch, tmp_path):
 
     def measure(program, members, shared):
         measured.append(members)
-        return width.Measured(members, seconds[members], 1, 0.0)
+        return width.Measured(program, members, seconds[members], 1, 0.0)
 
     monkeypatch.setattr(width, "measure", measure)
     asked = sweep({RATE: [float(x) for x in range(1, 10)]}, width=None)
@@ -292,13 +286,13 @@ from research.train.config import Config
 
 base = C.set_values(Config(), json.loads(sys.argv[1]), "base")
 rates = [float(x) / 1000 for x in range(1, 7)]
-asked = Sweep(base, {"optimizer.learning_rate": rates}, out=sys.argv[2])
+asked = Sweep(base=base, space={"optimizer.learning_rate": rates}, out=sys.argv[2])
 found = asked.run(lambda line: None)
 execution = Execution(asked, asked.planned(), print)
 execution.prepare()
 group = execution.groups[0]
 width = execution.width_of(group).width
-text = execution._together(group, width).compiled_step.as_text()
+text = execution._together(group).compiled_step.as_text()
 kinds = [k for k in ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter") if f" {k}(" in text]
 print(json.dumps({"width": width, "kinds": kinds, "metrics": [line["metric"] for line in found.lines]}))
 """

@@ -38,7 +38,7 @@ def index_array(path: Path) -> IndexedFile:
         hint = " Name a file with an object a line as jsonl:." if text[at : at + 1] == "{" else ""
         raise fail(at, f"expected a JSON list of objects, '[...]'.{hint}")
     at = _skip(text, at + 1)
-    while text[at : at + 1] != "]" or starts:
+    while starts or text[at : at + 1] != "]":  # an empty list has no first object
         seen = (at, seen[1] + len(text[seen[0] : at].encode()))
         starts.append(seen[1])
         try:
