@@ -75,6 +75,13 @@ def compare(argv: Sequence[str]) -> int:
     return compare.main(argv)
 
 
+def mup_check(argv: Sequence[str]) -> int:
+    """EXPERIMENT [FIELD=VALUE ...]: whether muP keeps activations, and what training changes of them, at one size over widths"""
+    from research.sweep import mup_command
+
+    return mup_command.main(argv)
+
+
 def scaling(argv: Sequence[str]) -> int:
     """fit TABLE.csv: a scaling law of runs, with intervals, and the best size for a budget"""
     from research.sweep import scaling_command
@@ -98,6 +105,7 @@ VERBS = {
     "data": data,
     "sweep": sweep,
     "compare": compare,
+    "mup-check": mup_check,
     "scaling": scaling,
     "bench": bench,
 }

@@ -26,6 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tiny_runs  # noqa: E402
 
 from research import cli  # noqa: E402
 from research.core import params as P  # noqa: E402
@@ -90,6 +91,11 @@ def run_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    return tiny_runs.write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ class Param:
 
     `inputs` is how many dimensions (after leading axes of `layers` and `experts`) a matrix product contracts: 1 for a `(D, N, H)`
     query projection, 2 for an `(N, H, D)` output projection, 0 for whatever is not a matrix (norm scales, biases, lookups).
+    `base` is the shape that it has in the model whose hyperparameters it is trained with (`scaled_from`); None: its own.
     Raises ValueError when axes and shape disagree.
     """
 
@@ -64,6 +65,7 @@ class Param:
     axes: tuple[str | None, ...]
     init: Init
     inputs: int = 0
+    base: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
@@ -105,6 +107,25 @@ class Param:
     def stack(self, repeats: int) -> "Param":
         """The same leaf for `repeats` layers, stacked on a leading `layers` axis."""
         return dataclasses.replace(self, shape=(repeats, *self.shape), axes=(LAYERS, *self.axes))
+
+    @property
+    def growth(self) -> tuple[float, float]:
+        """How many times as large fan in and fan out are as in the base. All of what is no matrix is fan out."""
+        ours, base = self.shape[self.stacked :], (self.shape if self.base is None else self.base)[self.stacked :]
+        ratios = [size / before for size, before in zip(ours, base, strict=True)]
+        inputs = self.inputs if self.kind == "matrix" else 0
+        return math.prod(ratios[:inputs]), math.prod(ratios[inputs:])
+
+    def scaled_from(self, other: "Param") -> "Param":
+        """This leaf as maximal update parameterisation has it (muP, arXiv 2203.03466, table 8), from the same leaf of a base model. It starts
+        as that one does, and a matrix whose fan in and fan out are i and o times as large with i^-1/2 min(1, (o / i)^1/2) of its deviation
+        (which is the spectral condition of arXiv 2310.17813)."""
+        made = dataclasses.replace(self, init=other.init, base=other.shape)
+        if self.init.kind == "constant":
+            return made
+        fan_in, fan_out = made.growth
+        scale = other.init.scale * fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5)
+        return dataclasses.replace(made, init=dataclasses.replace(other.init, scale=scale))
 
 
 def is_param(x: Any) -> bool:

@@ -187,7 +187,7 @@ def _attend(p, x_BTD, config: ModelConfig, slot: Slot, context: Context, key, la
         query_segments_BT=context.segments_BT, key_segments_BS=context.segments_BT, prefix_B=context.prefix_B,
     )  # fmt: skip
     common = {
-        "scale": config.H**-0.5 if config.attention_scale is None else config.attention_scale,
+        "scale": config.query_scale,
         "cap": config.attention_soft_cap,
         "bias": attention.Bias(positions.alibi_slopes(config.heads)) if config.positions == "alibi" else None,
     }

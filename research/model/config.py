@@ -136,6 +136,8 @@ class ModelConfig:
     vocab_size: int | None = None  # None: taken from the tokeniser when a run starts
     context: int = 256  # the longest sequence trained on, and the number of learned positions
     width: int = 128
+    # maximal update parameterisation: the width that initial values and learning rates are meant for; None: standard (docs/mup.md)
+    base_width: int | None = None
     layers: int = 4
     heads: int = 4
     kv_heads: int | None = None  # None: as `heads` (multi-head); 1: multi-query; between: grouped-query
@@ -185,7 +187,15 @@ class ModelConfig:
         check_choices(self, "model")
         for name in ("context", "width", "layers", "heads", "window", "stride", "unroll"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number of at least 1")
-        for name in ("vocab_size", "kv_heads", "head_size", "mlp_width", "attention_soft_cap", "logit_soft_cap"):
+        for name in (
+            "vocab_size",
+            "base_width",
+            "kv_heads",
+            "head_size",
+            "mlp_width",
+            "attention_soft_cap",
+            "logit_soft_cap",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name}", value, "a number above 0")
         vocabulary = self.vocab_size
@@ -208,6 +218,7 @@ class ModelConfig:
             )
         require(self.heads % self.K == 0, "model.kv_heads", self.K, f"a divisor of heads {self.heads}")
         require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
+        _ = self.base
         if self.positions == "rotary":
             rotated = int(self.H * self.rope.fraction)
             require(
@@ -248,6 +259,52 @@ class ModelConfig:
     @property
     def F(self) -> int:
         return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    @property
+    def base(self) -> "ModelConfig":
+        """The model of `base_width` whose hyperparameters this one is trained with, in its proportions: itself without one."""
+        if self.base_width in (None, self.width):
+            return self
+        try:
+            return dataclasses.replace(self, base_width=None).in_proportion(self.base_width)
+        except UserError as error:
+            raise UserError(
+                f"model.base_width {self.base_width} does not go with width {self.width}: {error}"
+            ) from error
+
+    def in_proportion(self, width: int) -> "ModelConfig":
+        """This model at another width, with every size that is given beside the width. With a `head_size` the heads grow, else their size does;
+        key and value heads that are given grow where that leaves a whole number, and stay as many otherwise. Raises UserError for a size that
+        is not whole then."""
+        sizes, widths = (
+            {"mlp_width": self.mlp_width},
+            {name: getattr(self.moe, name) for name in ("width", "shared_width")},
+        )
+        if self.head_size is not None:
+            sizes |= {"heads": self.heads, "kv_heads": self.kv_heads}
+            if self.kv_heads is not None and self.kv_heads * width % self.width:
+                del sizes["kv_heads"]
+
+        def scaled(where: str, size: int) -> int:
+            whole = size * width % self.width == 0
+            require(whole, where, size, f"a size that is whole at {width} of {self.width}")
+            return size * width // self.width
+
+        given = {name: scaled(f"model.{name}", size) for name, size in sizes.items() if size is not None}
+        moe = {name: scaled(f"model.moe.{name}", size) for name, size in widths.items() if size is not None}
+        return dataclasses.replace(self, width=width, moe=dataclasses.replace(self.moe, **moe), **given)
+
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied by: base_width / width (arXiv 2203.03466, table 8, which lets tied embeddings be)."""
+        return 1.0 if self.base_width is None else self.base_width / self.width
+
+    @property
+    def query_scale(self) -> float:
+        """What attention's logits are multiplied by: what is given, or the base's 1 / sqrt(head size), falling as 1 / head size from there."""
+        if self.attention_scale is not None:
+            return self.attention_scale
+        return self.H**-0.5 * (self.base.H / self.H) ** 0.5
 
     @property
     def segments(self) -> tuple[tuple[tuple[Slot, ...], int], ...]:

@@ -41,6 +41,8 @@ def _by_rows(params: P.Tree, x_BTD: jax.Array) -> jax.Array:
 
 def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits (B, T, V) in at least float32."""
+    if config.logit_scale != 1:
+        x_BTD = x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype)
     if "layers" in params and not sharding.is_spread():
         y_BTV, b_V = at_least_float32(_by_rows(params, x_BTD)), params["unembed"].get("bias")
     else:

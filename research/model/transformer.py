@@ -41,6 +41,12 @@ class Output:
 
 def specs(config: ModelConfig) -> P.Tree:
     """Every parameter's shape, logical axes and initialiser."""
+    if config.base_width is None:
+        return _specs(config)
+    return P.tree_map(lambda p, base: p.scaled_from(base), _specs(config), _specs(config.base))
+
+
+def _specs(config: ModelConfig) -> P.Tree:
     D, V = config.width, config.V
     tree: dict[str, Any] = {"embed": {"tokens": P.Param((V, D), ("vocab", "embed"), P.normal(EMBED_INIT))}}
     if config.positions == "learned":
@@ -148,7 +154,7 @@ def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: 
 def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key) -> jax.Array:
     x_BTD = lookup(p["tokens"], tokens_BT, dtype)
     if config.embedding_scale == "sqrt-width":
-        x_BTD = x_BTD * jnp.asarray(config.width**0.5, dtype)
+        x_BTD = x_BTD * jnp.asarray(config.base.width**0.5, dtype)
     T = tokens_BT.shape[1]
     if config.positions == "learned":
         where = context.positions_BT

@@ -46,18 +46,9 @@ def script(sweep: Sweep, argv: Sequence[str] | None = None) -> None:
 
 def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:
     """A sweep under a command line, whose specs are added to its own; returns the exit code."""
-    words = [word for word in argv if _is_spec(word)]
-    specs: dict[str, str] = {}
-    for word in words:
-        name, _, spec = word.partition("=")
-        name = name.replace("-", "_")
-        if name in specs:
-            raise UserError(f"{name} is given two specs, {specs[name]!r} and {spec!r}; give one")
-        specs[name] = spec
+    specs, words = specs_in(argv)
     own = {name: getattr(sweep, name) for name in _OWN}
-    options: Arguments = C.parse(
-        Arguments(**own), [word for word in argv if word not in words], prog, Arguments.__doc__ or ""
-    )
+    options: Arguments = C.parse(Arguments(**own), words, prog, Arguments.__doc__ or "")
     given = {name: getattr(options, name) for name in _OWN}
     sweep = dataclasses.replace(sweep, space={**sweep.space, **specs}, **given)
     if not sweep.space:
@@ -76,8 +67,20 @@ def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:
 _OWN = tuple(field.name for field in dataclasses.fields(Options))
 
 
-def _is_spec(word: str) -> bool:
-    return not word.startswith("-") and "=" in word
+def specs_in(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The words FIELD=SPEC as specs by field, and the other words. Raises UserError for two specs of one field."""
+    specs: dict[str, str] = {}
+    others = []
+    for word in argv:
+        name, equals, spec = word.partition("=")
+        name = name.replace("-", "_")
+        if word.startswith("-") or not equals:
+            others.append(word)
+        elif name in specs:
+            raise UserError(f"{name} is given two specs, {specs[name]!r} and {spec!r}; give one")
+        else:
+            specs[name] = spec
+    return specs, others
 
 
 def _single_values(sweep: Sweep) -> Sweep:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 
@@ -28,20 +28,37 @@ Live = dict[int, Member | None]
 POPULATION_RUNGS = 5
 
 
-class Execution:
-    """One run of a sweep. `prepare` finds out all that can be wrong before anything trains."""
+class Kept(Protocol):
+    """Where results go: a folder, or what a worker hands to its storage."""
 
-    def __init__(self, sweep: "Sweep", planned: Sequence[P.Trial], say: Report):
+    path: Any
+    lines: list[dict[str, Any]]
+
+    def add(self, line: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass
+class Made:
+    """What trials of one sweep share: corpora, programs, and how wide each was found to run best."""
+
+    corpora: dict[tuple, Any] = dataclasses.field(default_factory=dict)
+    programs: dict[str, program_of.Program] = dataclasses.field(default_factory=dict)
+    widths: dict[str, width.Measured] = dataclasses.field(default_factory=dict)
+    packs: dict[tuple[str, bool], Together] = dataclasses.field(default_factory=dict)
+
+
+class Execution:
+    """One run of trials of a sweep. `prepare` finds out all that can be wrong before anything trains."""
+
+    def __init__(self, sweep: "Sweep", planned: Sequence[P.Trial], say: Report, made: Made | None = None):
         self.sweep, self.say, self.trials = sweep, say, list(planned)
         self.groups = P.groups(self.trials)
         self.group_of = {trial.number: n for n, group in enumerate(self.groups) for trial in group.trials}
-        self.programs: dict[str, program_of.Program] = {}
-        self.widths: dict[str, width.Measured] = {}
-        self.packs: dict[tuple[str, bool], Together] = {}
+        made = Made() if made is None else made
+        self.corpora, self.programs, self.widths, self.packs = made.corpora, made.programs, made.widths, made.packs
 
     def prepare(self) -> None:
         """Reads the data and builds each group's program, without compiling. Raises UserError, naming the trial, for one that does not fit."""
-        corpora: dict[tuple, Any] = {}
         for group in self.groups:
             if group.program_key in self.programs:
                 continue
@@ -49,10 +66,10 @@ class Execution:
                 begun = start.resolve(group.config)
                 config = _on_members(begun.config)
                 key = tuple(getattr(group.config, name) for name in P.DATA)
-                if key not in corpora:
+                if key not in self.corpora:
                     texts = {name: getattr(config, name) for name in ("text_field", "learn", "clean")}
-                    corpora[key] = prepare(config.data, begun.tokenizer, **texts)
-                self.programs[group.program_key] = program_of.build(config, corpora[key], begun.weights)
+                    self.corpora[key] = prepare(config.data, begun.tokenizer, **texts)
+                self.programs[group.program_key] = program_of.build(config, self.corpora[key], begun.weights)
             except UserError as error:
                 given = P.fixed(group, self.trials)
                 raise UserError(f"{'the trials with ' + said(given) + ': ' if given else ''}{error}") from error
@@ -97,7 +114,7 @@ class Execution:
         """The share of all members' steps that is trained if nobody diverges."""
         if self.sweep.search != "halving":
             return 1.0
-        ends, alive, done, before = self.ends(1_000_000), len(self.trials), 0.0, 0
+        ends, alive, done, before = self.ends(1_000_000, 1_000_000), len(self.trials), 0.0, 0
         for end in ends:
             done += alive * (end - before)
             alive, before = max(1, alive // self.sweep.eta), end
@@ -111,8 +128,10 @@ class Execution:
 
     # -- training
 
-    def ends(self, steps: int) -> list[int]:
-        """The steps at which members of so many are ranked, the last of them their end."""
+    def ends(self, steps: int, eval_every: int) -> list[int]:
+        """The steps at which members of so many are ranked, or told to a storage after each evaluation, the last of them their end."""
+        if self.sweep.shared:
+            return sorted({*range(eval_every, steps, eval_every), steps})
         if self.sweep.search == "population":
             count = self.sweep.rungs or POPULATION_RUNGS
             return sorted({math.ceil(steps * (n + 1) / (count + 1)) for n in range(count)} | {steps})
@@ -122,7 +141,7 @@ class Execution:
         count = min(room, self.sweep.rungs or room)
         return rungs.steps_of(steps, count, self.sweep.eta)
 
-    def run(self, folder: results.Folder) -> None:
+    def run(self, folder: Kept) -> None:
         """Trains every member that has no result yet; each has one, in the folder, when this returns."""
         done = {line["trial"] for line in folder.lines}
         waiting = [trial for trial in self.trials if trial.number not in done]
@@ -132,15 +151,22 @@ class Execution:
             return
         self.show_plan()
         began = time.perf_counter()
-        live: Live = dict.fromkeys(trial.number for trial in waiting)
-        count = len(self.ends(1_000_000))
+        self.train(waiting, folder, self._ranked)
+        self.say(f"{len(waiting)} trials in {duration(time.perf_counter() - began)}; {folder.path}")
+
+    def train(self, trials: Sequence[P.Trial], folder: Kept, ranked: Callable[[Live, int, Kept], None]) -> None:
+        """Trains members up to each of their rungs. `ranked` says what becomes of those that are live after one but the last."""
+        live: Live = dict.fromkeys(trial.number for trial in trials)
+        count = max(len(self._ends_of(group)) for group in self.groups)
         for rung in range(count):
             for group in self.groups:
-                self._advance([trial for trial in group.trials if trial.number in live], rung, live, folder)
+                if rung < len(self._ends_of(group)):
+                    self._advance([trial for trial in group.trials if trial.number in live], rung, live, folder)
             if rung + 1 < count:
-                self._ranked(live, rung, folder)
-        took = time.perf_counter() - began
-        self.say(f"{len(waiting)} trials in {duration(took)}; {folder.path}")
+                ranked(live, rung, folder)
+
+    def _ends_of(self, group: P.Group) -> list[int]:
+        return self.ends(group.config.steps, group.config.eval_every)
 
     def _member(self, trial: P.Trial) -> Member:
         group = self.groups[self.group_of[trial.number]]
@@ -148,12 +174,12 @@ class Execution:
         begun = start.resolve(trial.config).config if trial.config.init_from else trial.config
         return Member(trial, program.like(_on_members(begun)))
 
-    def _advance(self, trials: Sequence[P.Trial], rung: int, live: Live, folder: results.Folder) -> None:
+    def _advance(self, trials: Sequence[P.Trial], rung: int, live: Live, folder: Kept) -> None:
         """Trains members of one group up to a rung, as many at once as is fastest; those that are over are written and let go."""
         if not trials:
             return
         group = self.groups[self.group_of[trials[0].number]]
-        until, chosen = self.ends(group.config.steps)[rung], self.width_of(group)
+        until, chosen = self._ends_of(group)[rung], self.width_of(group)
         for at in range(0, len(trials), chosen.width):
             pack = [live[trial.number] or self._member(trial) for trial in trials[at : at + chosen.width]]
             live.update({member.trial.number: member for member in pack})
@@ -164,7 +190,7 @@ class Execution:
             for member in pack:
                 member.rungs.append((until, member.loss))
                 if member.diverged or until == group.config.steps:
-                    self._finish(member, "diverged" if member.diverged else "complete", live, folder)
+                    self.finish(member, "diverged" if member.diverged else "complete", live, folder)
 
     def _together(self, group: P.Group) -> Together:
         """The program of a group's width, over shared batches or each member's own: what was measured, where that is it."""
@@ -176,7 +202,7 @@ class Execution:
             self.packs[key] = made
         return self.packs[key]
 
-    def _finish(self, member: Member, status: str, live: Live, folder: results.Folder) -> None:
+    def finish(self, member: Member, status: str, live: Live, folder: Kept) -> None:
         number = member.trial.number
         line = results.line(member, status, self.group_of[number])
         folder.add(line)
@@ -187,7 +213,7 @@ class Execution:
             f"trial {number}  {said(member.trial.fields)}  {loss}{status} at step {member.step}  ({len(folder.lines)}/{len(self.trials)})"
         )
 
-    def _ranked(self, live: Live, rung: int, folder: results.Folder) -> None:
+    def _ranked(self, live: Live, rung: int, folder: Kept) -> None:
         """What becomes of the members at a rung."""
         if self.sweep.search == "population":
             self._exploited(live, rung)
@@ -200,7 +226,7 @@ class Execution:
         keep = rungs.kept(losses, self.sweep.eta)
         for number, member in list(live.items()):
             if member is not None and number not in keep:
-                self._finish(member, "stopped", live, folder)
+                self.finish(member, "stopped", live, folder)
 
     def _exploited(self, live: Live, rung: int) -> None:
         """The worst members of each group go on from the best ones, with numbers near theirs."""

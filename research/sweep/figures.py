@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.core.errors import UserError
+
 Lines = Sequence[dict[str, Any]]
 MAPS = 6  # pairs of fields, the most important first
 COLOURS = "viridis"  # even in brightness, and told apart by the colour-blind; dark is good
@@ -87,14 +89,33 @@ def save(folder: Path, name: str, figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def _drawn(draw: Callable[[Any], None], wide: bool = False) -> Any:
+def written(path: Path, figure: Any) -> None:
+    """Writes a figure that an option names. Raises UserError where it cannot be written."""
+    from matplotlib import pyplot
+
+    try:
+        figure.savefig(path, dpi=160)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write --plot {path}: {error}; give a .png, .svg or .pdf") from error
+    finally:
+        pyplot.close(figure)
+
+
+def canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """An empty (figure, axes), inches; with several columns axes are an array of that many."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8.4 if wide else 6.0, 3.8), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
+    for one in figure.axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _drawn(draw: Callable[[Any], None], wide: bool = False) -> Any:
+    figure, axes = canvas(8.4 if wide else 6.0, 3.8)
     draw(axes)
     return figure
 

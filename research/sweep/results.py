@@ -28,9 +28,9 @@ LEFT_OUT = ("curve", "rungs", "fields")  # of the table
 class Folder:
     """A sweep's folder, held by this process until `close`."""
 
-    def __init__(self, path: Path, described: dict[str, Any]):
+    def __init__(self, path: Path, described: dict[str, Any], wait: bool = False):
         """Opens a folder for the sweep that `described` describes, new or begun. Raises UserError for one of another sweep, for one that another
-        process runs, and for one that cannot be written."""
+        process holds, unless it shall `wait`, and for one that cannot be written."""
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class Folder:
                 f"cannot write the sweep's folder {path}: {error.strerror or error}; give another by --out"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             self._lock.close()
             raise UserError(
@@ -64,14 +64,12 @@ class Folder:
             write_atomically(file, json.dumps(described, indent=1).encode())
             return
         found = described_in(self.path)
-        one, other = (C.flat(json.loads(json.dumps(value))) for value in (found, described))
-        differing = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
-        if differing:
-            name = differing[0]
-            raise UserError(
-                f"{self.path} holds another sweep: its {name} is {one.get(name)!r}, and {other.get(name)!r} is asked for. "
-                "Give a new folder by --out, or ask for the same sweep to go on."
-            )
+        refuse_other(
+            f"{self.path} holds another sweep",
+            found,
+            described,
+            "Give a new folder by --out, or ask for the same sweep to go on.",
+        )
 
     def add(self, line: dict[str, Any]) -> None:
         """Adds a trial that is over. It is on disk, whole, when this returns."""
@@ -93,6 +91,14 @@ class Folder:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def refuse_other(what: str, found: dict[str, Any], asked: dict[str, Any], advice: str) -> None:
+    """Raises UserError naming the first thing in which the description of a sweep that is there differs from the one that is asked for."""
+    one, other = (C.flat(json.loads(json.dumps(value))) for value in (found, asked))
+    for name in sorted(one.keys() | other.keys()):
+        if one.get(name) != other.get(name):
+            raise UserError(f"{what}: its {name} is {one.get(name)!r}, and {other.get(name)!r} is asked for. {advice}")
 
 
 def described_in(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from research.core import verbs
 from research.core.errors import UserError
 from research.data import command_line
 from research.data.files import read_utf8
-from research.sweep import laws
+from research.sweep import figures, laws
 
 PROG = "research scaling fit TABLE.csv"
 # Names of columns that are looked for, in this order, where none is given.
@@ -146,15 +146,11 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def plot(found: laws.Fit, runs: dict[str, Any], path: Path) -> None:
     """Curves of equal FLOPs with the runs near them. Raises UserError where it cannot be written."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import numpy as np
-    from matplotlib import pyplot
 
     params, tokens, loss = (np.array(runs[name]) for name in ("params", "tokens", "loss"))
     flops = 6 * params * tokens
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure, axes = figures.canvas(6.4, 4.4)
     seen = axes.scatter(params, loss, c=np.log10(flops), s=14, cmap="viridis")
     for budget in np.geomspace(flops.min(), flops.max(), 6):
         axes.plot(*found.isoflop(budget), color=seen.cmap(seen.norm(np.log10(budget))), lw=1)
@@ -166,9 +162,4 @@ def plot(found: laws.Fit, runs: dict[str, Any], path: Path) -> None:
         ylim=(0.98 * loss.min(), 1.02 * loss.max()),
     )
     figure.colorbar(seen, ax=axes, label="log10 of the training FLOPs; lines are of equal FLOPs")
-    try:
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write --plot {path}: {error}; give a .png, .svg or .pdf") from error
-    finally:
-        pyplot.close(figure)
+    figures.written(path, figure)

@@ -7,6 +7,8 @@
 | `lin:LOW:HIGH:N`      | N from LOW to HIGH, equally far apart; without N any number, uniform                    |
 | `int:LOW:HIGH[:N]`    | every whole number from LOW to HIGH; with N as many of them, equally far apart          |
 
+Of a field that holds several things a value joins them by `+`, as in `model.patterns=full,sliding+full`.
+
 From Python a spec is a string of these, a list of values, or one value.
 """
 
@@ -90,7 +92,10 @@ def space(base: Any, specs: Mapping[str, Any]) -> Space:
 
 def dimension(field: str, spec: Any, hint: Any) -> Dimension:
     """The dimension of a field of the annotated type."""
-    if isinstance(spec, (list, tuple, np.ndarray, range)) and get_origin(hint) is not tuple:
+    several = isinstance(spec, (list, tuple, np.ndarray, range))
+    if get_origin(hint) is tuple and several:  # of such fields one value is a sequence itself
+        several = len(spec) > 0 and all(isinstance(value, (list, tuple)) for value in spec)
+    if several:
         return _choice(field, [value.item() if isinstance(value, np.generic) else value for value in spec], hint)
     if not isinstance(spec, str):
         return _choice(field, [spec], hint)
@@ -138,7 +143,7 @@ def _range(field: str, spec: str, kind: Any, parts: Sequence[str], hint: Any) ->
             raise UserError(
                 f"{field}={spec} has {high - low + 1:,.0f} values; give int:LOW:HIGH:N with a number of them"
             )
-        return _choice(field, range(int(low), int(high) + 1), hint)
+        return dataclasses.replace(_choice(field, range(int(low), int(high) + 1), hint), scale=kind)
     if points is None and not whole:
         C.convert(low, hint, field)
         return Dimension(field, kind, None, low, high)
@@ -169,5 +174,5 @@ def _read(word: str, hint: Any) -> Any:
             except ValueError:
                 continue
     if get_origin(hint) is tuple:
-        raise UserError(f"{word!r}: fields that hold several values cannot be swept from the command line")
+        return [_read(part, kinds[0]) for part in word.split("+")] if word else []
     return word

@@ -15,10 +15,13 @@ from research.sweep.execute import Execution, Report
 from research.sweep.report import write_report
 from research.sweep.results import Folder, best
 from research.sweep.space import Space, space
+from research.sweep.study import SAMPLERS
 from research.train import compile_cache
 from research.train import config as T
 
-Search = Literal["grid", "random", "halving", "population"]
+Search = Literal["grid", "random", "halving", "population", "tpe", "gp", "cmaes", "qmc", "nsgaii"]
+Pruner = Literal["none", "median", "halving", "hyperband"]
+LISTED = ("grid", "random")  # searches whose choices are known beforehand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,9 @@ class Options:
     """How a space is searched, and where the results go."""
 
     seeds: int = 1  # each choice of fields with so many seeds, from the experiment's on
-    search: Search = (
-        "grid"  # how choices are made; halving: of the grid, or of random trials, the best go on at each rung
-    )
-    trials: int | None = None  # random choices of the space; None: the grid
+    # how choices are made; halving: of the grid, or of random trials, the best go on at each rung; tpe, gp, cmaes, qmc, nsgaii: by Optuna
+    search: Search = "grid"
+    trials: int | None = None  # choices of the space; None: the grid
     out: str | None = None  # the sweep's folder; None: sweeps/NAME
     seed: int = 0  # of the search
     width: int | None = None  # members at once; None: what is fastest here
@@ -37,22 +39,42 @@ class Options:
     # times that members are ranked before their end; None: halving until one is left, 5 for a population
     rungs: int | None = None
     share: float = 0.25  # population: the share of members that take over from better ones at a rung
+    # an Optuna storage that any number of workers share: postgresql://..., mysql://..., sqlite:///FILE, journal:FILE
+    storage: str | None = None
+    study: str | None = None  # the name of the study in the storage; None: the sweep's
+    pruner: Pruner = "none"  # of Optuna, by the held-out losses of all trials so far
+    batch: int = 8  # choices that a worker of a study takes at a time
+    heartbeat: float = 15.0  # seconds between a worker's signs of life; after four without one its batch is taken over
 
     def __post_init__(self):
         if self.search not in get_args(Search):
             raise UserError(f"--search is {self.search!r}; expected one of {', '.join(get_args(Search))}")
-        for name, least in (("seeds", 1), ("trials", 1), ("width", 1), ("eta", 2), ("rungs", 1)):
+        for name, least in (("seeds", 1), ("trials", 1), ("width", 1), ("eta", 2), ("rungs", 1), ("batch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}; expected a whole number of at least {least}")
         if not 0 < self.share <= 0.5:
             raise UserError(f"--share is {self.share}; expected a share above 0 and at most 0.5")
-        if self.search == "random" and self.trials is None:
-            raise UserError("--search random needs a number of draws: --trials N")
+        if not 0 < self.heartbeat < float("inf"):
+            raise UserError(f"--heartbeat is {self.heartbeat}; expected a number of seconds above 0")
+        if self.search not in ("grid", "halving", "population") and self.trials is None:
+            raise UserError(f"--search {self.search} needs a number of choices: --trials N")
         if self.search == "grid" and self.trials is not None:
             raise UserError(
-                f"--trials {self.trials} goes with --search random, halving or population; a grid has the trials that its values make"
+                f"--trials {self.trials} goes with other searches than grid, which has the trials that its values make"
             )
+        ranked = self.search in ("halving", "population")
+        if ranked and (self.storage is not None or self.pruner != "none"):
+            raise UserError(
+                f"--search {self.search} ranks the members of one process; on a storage give --search random --pruner halving"
+            )
+        if self.study is not None and self.storage is None:
+            raise UserError(f"--study {self.study} names a study of a --storage; give its URL")
+
+    @property
+    def shared(self) -> bool:
+        """Whether it runs as a study of Optuna, which workers share."""
+        return self.storage is not None or self.pruner != "none" or self.search in SAMPLERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +101,10 @@ class Sweep(Options):
 
     def described(self) -> dict[str, Any]:
         """What a sweep that goes on has to agree with, as JSON values."""
-        kept = {name: getattr(self, name) for name in ("search", "seeds", "trials", "seed", "eta", "rungs", "share")}
+        kept = {
+            name: getattr(self, name)
+            for name in ("search", "seeds", "trials", "seed", "eta", "rungs", "share", "pruner")
+        }
         ranges = {one.field: _plain(one) for one in self.dimensions().dimensions}
         return {"experiment": self.name, "base": C.to_dict(self.base), "space": ranges, **kept}
 
@@ -91,6 +116,10 @@ class Sweep(Options):
         say = to_stderr if say is None else say
         host.keep_freed_memory()
         compile_cache.enable()
+        if self.shared:
+            from research.sweep import worker
+
+            return worker.run(self, say, plan_only)
         planned = self.planned()
         execution = Execution(self, planned, say)
         execution.prepare()
@@ -100,11 +129,15 @@ class Sweep(Options):
         folder = Folder(self.folder, self.described())
         try:
             execution.run(folder)
-            folder.write_table()
-            write_report(folder.path)
-            return Results(self.folder, folder.lines, len(planned))
+            return self.reported(folder, len(planned))
         finally:
             folder.close()
+
+    def reported(self, folder: Folder, planned: int) -> "Results":
+        """Writes the table and the report of a folder."""
+        folder.write_table()
+        write_report(folder.path)
+        return Results(self.folder, folder.lines, planned)
 
 
 def _plain(dimension: Any) -> Any:

@@ -82,6 +82,13 @@ class Config:
         require(
             fits, "sequence_length", self.sequence_length, f"at most model.context {context}: positions are learned"
         )
+        adafactor = self.optimizer.kind == "adafactor" and self.model.base_width not in (None, self.model.width)
+        require(
+            not adafactor,
+            "model.base_width",
+            self.model.base_width,
+            "None: adafactor's rates are relative to the weights",
+        )
         rate = self.fim_rate
         require(rate is None or 0 < rate <= 1, "fim_rate", rate, "a share above 0 and at most 1")
         require(self.rows in ("windows", "packed"), "rows", self.rows, "windows or packed")

@@ -16,6 +16,7 @@ from flax import struct
 
 from research.core import params as P
 from research.core.dtypes import compute_dtype
+from research.core.errors import UserError
 from research.core.hypers import Hypers
 from research.model.config import check_choices, require
 from research.train import schedules
@@ -170,22 +171,70 @@ def _matching(hypers: Hypers, params: P.Tree) -> Hypers:
 
 def _rule(config: OptimizerConfig, specs: P.Tree, h: Hypers, rate: Any) -> optax.GradientTransformation:
     """One update at a given rate."""
+    widths = _by_width(config, specs)
     decay = optax.add_decayed_weights(h.weight_decay, P.decay_mask(specs))
     step = optax.scale_by_learning_rate(rate)
     if config.kind == "adam":
-        return optax.chain(optax.scale_by_adam(h.beta1, h.beta2, h.eps), step)
+        return optax.chain(optax.scale_by_adam(h.beta1, h.beta2, h.eps), widths, step)
     if config.kind == "muon":
-        return optax.chain(_muon(specs, h, config.muon_per_head), decay, step, _scale_others(specs, h.adam_ratio))
+        return optax.chain(
+            _muon(specs, h, config.muon_per_head), widths, decay, step, _scale_others(specs, h.adam_ratio)
+        )
     if config.kind == "schedule-free-adamw":
         rms = optax.scale_by_rms(h.beta2, h.eps, eps_in_sqrt=False, bias_correction=True)
-        return optax.contrib.schedule_free(optax.chain(rms, decay, step), rate, h.beta1, SCHEDULE_FREE_POWER)
+        return optax.contrib.schedule_free(optax.chain(rms, widths, decay, step), rate, h.beta1, SCHEDULE_FREE_POWER)
     direction = {
         "sgd": lambda: optax.trace(h.momentum),
         "adamw": lambda: optax.scale_by_adam(h.beta1, h.beta2, h.eps),
         "lion": lambda: optax.scale_by_lion(h.beta1, h.beta2),
         "adafactor": lambda: _adafactor(specs),
     }[config.kind]()
-    return optax.chain(direction, decay, step)
+    return optax.chain(direction, widths, decay, step)
+
+
+def width_factor(config: OptimizerConfig, p: P.Param) -> float:
+    """What a leaf's updates are multiplied by, so that the learning rate of its base width serves it (muP, arXiv 2203.03466, table 8).
+
+    With fan in and fan out i and o times those of the base: o / i for SGD, 1 / i where the optimiser makes updates of one size (Adam, Lion).
+    Of Muon's matrices the spectral norm has to grow as (o / i)^1/2 (arXiv 2310.17813) and does so as max(fan in, fan out)^1/2; an output
+    projection that is taken head by head adds its heads up. Weight decay is the same at every width (arXiv 2405.13698). Raises UserError for
+    adafactor, whose rates are relative to the weights.
+    """
+    if p.base is None or p.base == p.shape:
+        return 1.0
+    if config.kind == "adafactor":
+        raise UserError(
+            "adafactor's rates are relative to the weights, and no base_width scales them; take adamw or muon"
+        )
+    fan_in, fan_out = p.growth
+    if config.kind == "sgd":
+        return fan_out / fan_in
+    if config.kind != "muon" or p.kind != "matrix":
+        return 1 / fan_in
+    base = dataclasses.replace(p, shape=p.base)
+    ours, before, heads = p.matrix_shape, base.matrix_shape, 1.0
+    axis = _heads_axis(p)
+    if config.muon_per_head and axis is not None:
+        side = 0 if axis < p.stacked + p.inputs else 1
+        ours, before = (
+            tuple(n // q.shape[axis] if place == side else n for place, n in enumerate(q.matrix_shape))
+            for q in (p, base)
+        )
+        heads = p.shape[axis] / base.shape[axis] if side == 0 else 1.0
+        fan_in, fan_out = (one / other for one, other in zip(ours, before, strict=True))
+    return (fan_out / fan_in * max(before) / max(ours)) ** 0.5 / heads
+
+
+def _heads_axis(p: P.Param) -> int | None:
+    return next((i for i, axis in enumerate(p.axes) if axis in ("heads", "kv_heads")), None)
+
+
+def _by_width(config: OptimizerConfig, specs: P.Tree) -> optax.GradientTransformation:
+    """Updates at the rates of the base width."""
+    factors = P.tree_map(lambda p: width_factor(config, p), specs)
+    if all(factor == 1 for factor in jax.tree.leaves(factors)):
+        return optax.identity()
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, factor: u * factor, updates, factors))
 
 
 def _muon(specs: P.Tree, h: Hypers, per_head: bool) -> optax.GradientTransformation:
@@ -202,7 +251,7 @@ def _muon(specs: P.Tree, h: Hypers, per_head: bool) -> optax.GradientTransformat
     def one(p: P.Param, x: jax.Array) -> jax.Array:
         if p.kind != "matrix":
             return x
-        heads = next((i for i, axis in enumerate(p.axes) if axis in ("heads", "kv_heads")), None)
+        heads = _heads_axis(p)
         if per_head and heads is not None:
             matrices = jnp.moveaxis(x, heads, p.stacked)
             return jnp.moveaxis(_orthogonal_update(matrices), p.stacked, heads)

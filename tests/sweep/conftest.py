@@ -9,10 +9,9 @@ from research.sweep import Sweep
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
+def base(text_file):
     """A run of 12 steps that draws no samples."""
-    text = tiny_runs.write_text(tmp_path_factory.mktemp("text") / "text.txt")
-    return tiny_runs.config(text, sample_every=None, eval_every=6, eval_batches=2)
+    return tiny_runs.config(text_file, sample_every=None, eval_every=6, eval_batches=2)
 
 
 @pytest.fixture

@@ -40,6 +40,9 @@ def values(field, spec):
         (KIND, "lion", ("lion",)),
         ("model.tied", "true,false", (True, False)),
         ("optimizer.learning-rate", "0.5", (0.5,)),
+        ("model.patterns", "full,sliding+full", (("full",), ("sliding", "full"))),
+        ("model.patterns", [["full"], ("sliding", "full")], (("full",), ("sliding", "full"))),
+        ("model.patterns", ("sliding", "full"), (("sliding", "full"),)),
     ],
 )
 def test_what_a_spec_selects(field, spec, expected):
@@ -69,7 +72,7 @@ def test_what_a_spec_selects(field, spec, expected):
         (KIND, "lin:0:1:2", "a range of numbers, but the field is one of"),
         (KIND, "adamv", "expected one of sgd"),
         (RATE, "None", "expected a number"),
-        ("trackers", "wandb", "fields that hold several values"),
+        ("model.patterns", "full,slidin", "model.patterns is 'slidin'; expected one of full"),
     ],
 )
 def test_what_a_spec_cannot_be(field, spec, said):
