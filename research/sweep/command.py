@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from research.core import config as C
 from research.core.errors import UserError
 from research.sweep.space import FORMS
-from research.sweep.sweep import Options, Sweep
+from research.sweep.sweep import Options, Results, Sweep
 from research.train.command import guarded
 
 PROG = "research sweep EXPERIMENT FIELD=SPEC"
@@ -37,14 +38,18 @@ def main(argv: Sequence[str]) -> int:
     return run_sweep(Sweep(base=experiment.config, name=experiment.name), argv[1:], PROG)
 
 
-def script(sweep: Sweep, argv: Sequence[str] | None = None) -> None:
+After = Callable[[Results], dict[str, Any]]
+"""May report on a finished sweep: what it returns joins the sweep's JSON, and strings of it are printed."""
+
+
+def script(sweep: Sweep, argv: Sequence[str] | None = None, after: After | None = None) -> None:
     """Runs a sweep's script and exits: `sweep.main(SWEEP)` under `if __name__ == "__main__"`. It takes FIELD=SPEC and the options of
     `research sweep`."""
     words = sys.argv[1:] if argv is None else argv
-    sys.exit(guarded(lambda: run_sweep(sweep, words, f"{sweep.name}.py"), "--debug" in words))
+    sys.exit(guarded(lambda: run_sweep(sweep, words, f"{sweep.name}.py", after), "--debug" in words))
 
 
-def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:
+def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str, after: After | None = None) -> int:
     """A sweep under a command line, whose specs are added to its own; returns the exit code."""
     specs, words = specs_in(argv)
     own = {name: getattr(sweep, name) for name in _OWN}
@@ -59,6 +64,10 @@ def run_sweep(sweep: Sweep, argv: Sequence[str], prog: str) -> int:
         return 0
     summary = results.summary()
     _show(summary)
+    if after is not None:
+        told = after(results)
+        print("\n".join(value for value in told.values() if isinstance(value, str)))
+        summary |= told
     if options.json:
         print(json.dumps(summary), flush=True)
     return 0
@@ -72,14 +81,16 @@ def specs_in(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     specs: dict[str, str] = {}
     others = []
     for word in argv:
-        name, equals, spec = word.partition("=")
-        name = name.replace("-", "_")
-        if word.startswith("-") or not equals:
+        found = re.fullmatch(
+            r"([A-Za-z_][\w.-]*)=(.*)", word, re.DOTALL
+        )  # an option's value may have a = in it, as a URL
+        if found is None:
             others.append(word)
-        elif name in specs:
-            raise UserError(f"{name} is given two specs, {specs[name]!r} and {spec!r}; give one")
-        else:
-            specs[name] = spec
+            continue
+        name = found[1].replace("-", "_")
+        if name in specs:
+            raise UserError(f"{name} is given two specs, {specs[name]!r} and {found[2]!r}; give one")
+        specs[name] = found[2]
     return specs, others
 
 

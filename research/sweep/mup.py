@@ -61,6 +61,19 @@ def exponent(widths: Sequence[int], sizes: Sequence[float]) -> float:
     return float(np.polyfit(np.log(widths), np.log(np.maximum(sizes, SMALLEST)), 1)[0])
 
 
+def optimum(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate of the least loss: of the parabola in the logarithm of the rate through the lowest loss and its neighbours; the lowest's own where
+    it is the first or the last."""
+    order = np.argsort(rates)
+    x, y = np.log(np.asarray(rates, float)[order]), np.asarray(losses, float)[order]
+    low = int(np.argmin(y))
+    if not 0 < low < len(x) - 1:
+        return float(np.exp(x[low]))
+    near = slice(low - 1, low + 2)
+    a, b, _ = np.polyfit(x[near] - x[low], y[near], 2)
+    return float(np.exp(x[low] - b / (2 * a)))
+
+
 def check(
     config: Config, widths: Sequence[int], steps: int, seeds: int, tolerance: float, say: Callable[[str], None]
 ) -> Check:

@@ -35,6 +35,7 @@ SAMPLERS = {
 PRUNERS = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner", "hyperband": "HyperbandPruner"}
 # Attributes. Of a study: what sweep it is, and the beats of its workers. Of a trial: the choice it stands for again, its worker, its results.
 SWEEP, BEAT, CHOICE, WORKER, LINES = "sweep", "beat:", "choice", "worker", "lines"
+DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}  # those of our extras, where a URL names none
 DEAD_AFTER = 4  # beats that a worker misses
 
 
@@ -61,10 +62,11 @@ def storage_of(url: str) -> Any:
         if scheme == "journal":
             backend = optuna.storages.journal.JournalFileBackend(os.path.expanduser(rest))
             return optuna.storages.JournalStorage(backend)
-        return optuna.storages.get_storage(url)
+        driver = DRIVERS.get(scheme)
+        return optuna.storages.get_storage(url if driver is None else f"{scheme}+{driver}:{rest}")
     except (ImportError, OSError, ValueError, *lost()) as error:
         raise UserError(
-            f"cannot open the storage {_safe(url)}: {_first_line(error)}. Expected postgresql://USER:PASSWORD@HOST/NAME, mysql+pymysql://..., "
+            f"cannot open the storage {_safe(url)}: {_first_line(error)}. Expected postgresql://USER:PASSWORD@HOST/NAME, mysql://..., "
             "sqlite:///FILE or journal:FILE, a server that answers, and its driver"
         ) from error
 

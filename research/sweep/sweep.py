@@ -155,6 +155,11 @@ class Results:
     planned: int
 
     @property
+    def complete(self) -> list[dict[str, Any]]:
+        """Those that trained to their end, in order."""
+        return sorted((one for one in self.lines if one["status"] == "complete"), key=lambda one: one["trial"])
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """The complete trial of the least held-out loss."""
         return best(self.lines)

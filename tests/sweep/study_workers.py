@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from research.sweep import study
 
 FIELDS = (
@@ -68,7 +70,7 @@ def one_is_killed(data: Path, url: str, folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "b" / "results.jsonl").read_text().splitlines()]
     assert sorted(line["trial"] for line in lines) == list(range(TRIALS * SEEDS))
 
-    trials = _study(url).get_trials()
+    trials = _trials(url)
     states = [trial.state.name for trial in trials]
     assert states.count("COMPLETE") == TRIALS
     assert set(states) == {"COMPLETE", "FAIL"}
@@ -84,14 +86,20 @@ def _taken_by(process: subprocess.Popen, url: str) -> list[int]:
     for _ in range(600):
         time.sleep(0.1)
         assert process.poll() is None, process.communicate()
-        try:
-            running = [one for one in _study(url).get_trials() if study.WORKER in one.user_attrs]
-        except KeyError:  # no study yet
-            continue
+        running = [one for one in _trials(url) if study.WORKER in one.user_attrs]
         if len(running) == 2:
             return [one.number for one in running]
     raise AssertionError("the worker took no batch in a minute")
 
 
-def _study(url: str):
-    return study.optuna_module().load_study(study_name="two workers", storage=study.storage_of(url))
+def _trials(url: str) -> list[FrozenTrial]:
+    """The trials that a storage has, none before there is a study. No connection stays open."""
+    storage = study.storage_of(url)
+    try:
+        return study.optuna_module().load_study(study_name="two workers", storage=storage).get_trials()
+    except KeyError:
+        return []
+    finally:
+        if hasattr(storage, "_backend") and hasattr(storage._backend, "engine"):
+            storage.remove_session()
+            storage._backend.engine.dispose()

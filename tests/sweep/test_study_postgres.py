@@ -1,4 +1,4 @@
-"""Workers on PostgreSQL, where Debian's package `postgresql` and `psycopg2` are installed; the server is started here and ended again."""
+"""Workers on PostgreSQL, where Debian's package `postgresql` and `psycopg` are installed; the server is started here and ended again."""
 
 import os
 import pwd
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not PROGRAMS, reason="PostgreSQL is not installe
 @pytest.fixture
 def server():
     """The URL of a database of its own, reached by a socket in a folder of its own."""
-    pytest.importorskip("psycopg2")
+    pytest.importorskip("psycopg")
     programs, root = PROGRAMS[-1].parent, os.getuid() == 0
     user = pwd.getpwnam("postgres").pw_name if root else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # a socket's path has to be short
