@@ -39,5 +39,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:,.3g}"
     return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)

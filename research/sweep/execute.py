@@ -10,14 +10,14 @@ import jax
 
 from research.core import config as C
 from research.core.errors import UserError
-from research.data.mixed import prepare
+from research.data.tokens import Corpus
 from research.sweep import plan as P
 from research.sweep import results, rungs, width
 from research.sweep.members import Member, Together, alone, together
-from research.train import program as program_of
 from research.train import start
 from research.train.config import SWITCHES, TRACED
 from research.train.console import duration
+from research.train.program import Program
 
 if TYPE_CHECKING:
     from research.sweep.sweep import Sweep
@@ -41,8 +41,8 @@ class Kept(Protocol):
 class Made:
     """What trials of one sweep share: corpora, programs, and how wide each was found to run best."""
 
-    corpora: dict[tuple, Any] = dataclasses.field(default_factory=dict)
-    programs: dict[str, program_of.Program] = dataclasses.field(default_factory=dict)
+    corpora: dict[tuple, Corpus] = dataclasses.field(default_factory=dict)
+    programs: dict[str, Program] = dataclasses.field(default_factory=dict)
     widths: dict[str, width.Measured] = dataclasses.field(default_factory=dict)
     packs: dict[tuple[str, bool], Together] = dataclasses.field(default_factory=dict)
 
@@ -63,13 +63,7 @@ class Execution:
             if group.program_key in self.programs:
                 continue
             try:
-                begun = start.resolve(group.config)
-                config = _on_members(begun.config)
-                key = tuple(getattr(group.config, name) for name in P.DATA)
-                if key not in self.corpora:
-                    texts = {name: getattr(config, name) for name in ("text_field", "learn", "clean")}
-                    self.corpora[key] = prepare(config.data, begun.tokenizer, **texts)
-                self.programs[group.program_key] = program_of.build(config, self.corpora[key], begun.weights)
+                self.programs[group.program_key] = start.program_of(_on_members(group.config), self.corpora)
             except UserError as error:
                 given = P.fixed(group, self.trials)
                 raise UserError(f"{'the trials with ' + said(given) + ': ' if given else ''}{error}") from error

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.dtypes import at_least_float32
-from research.data.mixed import prepare
 from research.model import head, transformer
 from research.model.config import ModelConfig
-from research.train import program
+from research.train import start
 from research.train.config import Config
+from research.train.program import Program
 
 TAPS = ("block_input", "mlp_output")
 SMALLEST = 1e-12  # of what counts as there
@@ -79,20 +79,17 @@ def check(
 ) -> Check:
     """Trains `config` at each width, in its proportions, for so many steps with each of so many seeds from the config's on, and measures on the
     first batch. Raises UserError for a width that makes no model."""
-    models = [config.model.in_proportion(width) for width in widths]
-    texts = {name: getattr(config, name) for name in ("text_field", "learn", "clean")}
-    corpus = prepare(config.data, config.tokenizer, **texts)
-    found = []
+    models, corpora, found = [config.model.in_proportion(width) for width in widths], {}, []
     for model in models:
         say(f"width {model.width}: {steps} steps, {seeds} seed(s)")
-        built = program.build(dataclasses.replace(config, model=model), corpus)
+        built = start.program_of(dataclasses.replace(config, model=model), corpora)
         seen = [_measured(built, seed, steps) for seed in range(config.seed, config.seed + seeds)]
         found.append(jax.tree.map(lambda *runs: np.mean(runs, axis=0), *seen))
     sizes, changes = jax.tree.map(lambda *one: np.stack(one, axis=1), *found)
     return Check(tuple(widths), sizes, changes, tolerance)
 
 
-def _measured(built: program.Program, seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _measured(built: Program, seed: int, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Root mean squares of coordinates, and of their changes, before the first step and after each."""
     own = built.like(dataclasses.replace(built.config, seed=seed))
     batch = own.put_batch(own.batches(0))

@@ -11,7 +11,6 @@ from research.train import config as T
 
 # Stop conditions that look at a run while it goes: a sweep has its own.
 ENDS = ("max_tokens", "max_seconds", "target_loss", "patience")
-DATA = ("data", "text_field", "learn", "clean", "tokenizer", "init_from")
 
 
 @dataclasses.dataclass(frozen=True)

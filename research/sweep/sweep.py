@@ -125,7 +125,7 @@ class Sweep(Options):
         execution.prepare()
         if plan_only:
             execution.show_plan()
-            return Results(self.folder, [], len(planned))
+            return Results(self, [], len(planned))
         folder = Folder(self.folder, self.described())
         try:
             execution.run(folder)
@@ -137,7 +137,7 @@ class Sweep(Options):
         """Writes the table and the report of a folder."""
         folder.write_table()
         write_report(folder.path)
-        return Results(self.folder, folder.lines, planned)
+        return Results(self, folder.lines, planned)
 
 
 def _plain(dimension: Any) -> Any:
@@ -148,11 +148,15 @@ def _plain(dimension: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The trials that are over, by number: lines of results.jsonl."""
+    """The trials of a sweep that are over: `lines` of results.jsonl, as they ended. `planned`: how many there shall be."""
 
-    path: Path
+    sweep: Sweep
     lines: list[dict[str, Any]]
     planned: int
+
+    @property
+    def path(self) -> Path:
+        return self.sweep.folder
 
     @property
     def complete(self) -> list[dict[str, Any]]:

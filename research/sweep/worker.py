@@ -38,7 +38,7 @@ def run(sweep: "Sweep", say: Report, plan_only: bool = False) -> "Results":
 
         say(f"{_total(sweep)} choices by {sweep.search}, {sweep.seeds} seed(s) each; batches of {sweep.batch}")
         checked.show_plan()
-        return Results(sweep.folder, [], _total(sweep) * sweep.seeds)
+        return Results(sweep, [], _total(sweep) * sweep.seeds)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     url = sweep.storage or f"journal:{sweep.folder / 'study.journal'}"
     with S.reached(url):
@@ -272,7 +272,7 @@ class Worker:
             for line in self._board().lines:
                 if line["trial"] not in there:
                     folder.add(line)
-            return self.sweep.reported(folder, planned) if report else Results(folder.path, folder.lines, planned)
+            return self.sweep.reported(folder, planned) if report else Results(self.sweep, folder.lines, planned)
         finally:
             folder.close()
 

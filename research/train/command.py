@@ -18,7 +18,6 @@ import jax
 from research.core import config as core_config
 from research.core import host
 from research.core.errors import UserError
-from research.data.mixed import prepare
 from research.train import compile_cache, program, start, trackers
 from research.train.checkpoint import Checkpointer, Keep
 from research.train.config import Arguments, Config, Experiment, identity
@@ -45,10 +44,8 @@ def fit(
     trackers.require(config.trackers)
     host.keep_freed_memory()
     compile_cache.enable()
-    begun = start.resolve(config)
-    config = begun.config
-    corpus = prepare(config.data, begun.tokenizer, text_field=config.text_field, learn=config.learn, clean=config.clean)
-    built = program.build(config, corpus, begun.weights)
+    built = start.program_of(config)
+    config, corpus = built.config, built.corpus
     same = identity(config, data=corpus.source_fingerprint, tokenizer=corpus.tokenizer_fingerprint)
     path = Path(config.run_dir or Path("runs") / name)
     with RunDir.open(path, core_config.to_dict(config), same, resume=resume, fresh=fresh) as run:
