@@ -32,6 +32,7 @@ from research.families.family import Family
 from research.families.weights import Part, Stored, bindings, cut
 from research.model import transformer
 from research.model.config import ModelConfig
+from research.model.standard import standard
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -247,14 +248,17 @@ def save(
 
     `dtype` None keeps each leaf's own, so that `load` gives back the same bits. The folder appears whole or not at all. Raises UserError
     for a directory that already holds something else, parameters that are not those of the config, and a model that no family's format can hold.
+    A model with a base width (muP) is written as the standard one that computes the same (`model/standard.py`).
     """
     directory = Path(directory).expanduser()
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    family = families.of_config(config)
-    values = family.config_to_hf(config)
-    stored = bindings(config, family.weights)
-    leaves = _checked(params, config)
+    written, plain = standard(params, config)
+    family = families.of_config(plain)
+    values = family.config_to_hf(plain)
+    stored = bindings(plain, family.weights)
+    _checked(params, config)
+    leaves = P.flatten(written)
     kinds = {str(np.dtype(leaf.dtype) if dtype is None else jnp.dtype(dtype)) for leaf in leaves.values()}
     name = kinds.pop() if len(kinds) == 1 else "float32"
     ids = token_ids(tokenizer)
@@ -282,8 +286,8 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _checked(params: P.Tree, config: ModelConfig) -> dict[str, jax.Array]:
-    """The leaves by path. Raises UserError listing those that are not as the config declares them."""
+def _checked(params: P.Tree, config: ModelConfig) -> None:
+    """Raises UserError listing the leaves that are not as the config declares them."""
     declared, leaves = P.flatten(transformer.specs(config)), P.flatten(params)
     wrong = [f"{path} is missing" for path in declared.keys() - leaves.keys()]
     wrong += [f"{path} is extra" for path in leaves.keys() - declared.keys()]
@@ -294,7 +298,6 @@ def _checked(params: P.Tree, config: ModelConfig) -> dict[str, jax.Array]:
     ]
     if wrong:
         raise UserError(f"the parameters are not those of the config: {'; '.join(sorted(wrong))}")
-    return leaves
 
 
 def _tensor(

@@ -3,7 +3,8 @@ compilation, training, evaluation.
 
 64 configurations (8 learning rates, 4 weight decays, 2 seeds) of a model of 2 layers and width 64 train for 100 steps of 8 rows of 32 tokens. Ours is
 one command. Beside it stand 64 processes of `research train` and 64 runs in one process that shares no compilation, of which a few are timed and
-the rest extrapolated. The persistent compilation cache is off, and then on and warm for all.
+the rest extrapolated. The persistent compilation cache is off, and then on and warm for all. `--crossover` asks instead up to what size of the
+model members are faster together.
 """
 
 import dataclasses
@@ -18,9 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from research.bench import crossover
 from research.bench.rows import aligned
 from research.core import config as C
 from research.core.errors import UserError
+from research.sweep.sweep import to_stderr
 
 RUNS = 64
 RATES, DECAYS, SEEDS = "log:1e-4:1e-2:8", "0,0.01,0.03,0.1", 2
@@ -53,20 +58,29 @@ class Arguments:
 
     runs: int = 4  # of the 64 processes, and of the 64 runs in one, that are timed
     warm: bool = True  # also with a warm compilation cache
+    crossover: bool = False  # instead: vmapped beside looped members, over sizes of the model
+    sizes: tuple[int, ...] = crossover.SIZES  # crossover: widths of the model
+    plot: str = "sweep-crossover.png"  # crossover: a .png, .svg or .pdf
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors
 
     def __post_init__(self):
         if not 1 <= self.runs <= RUNS:
             raise UserError(f"--runs is {self.runs}; expected a whole number from 1 to {RUNS}")
+        if not self.sizes or min(self.sizes) < 1:
+            raise UserError(f"--sizes is {self.sizes}; expected widths of at least 1")
 
 
 def main(argv: Sequence[str]) -> int:
     """`research bench sweep [options]`: prints a few lines, and with `--json` one JSON object on the last line."""
     arguments: Arguments = C.parse(Arguments(), argv, "research bench sweep", main.__doc__ or "")
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments)
-    print("\n".join(lines(result)))
+    if arguments.crossover:
+        result = crossed(arguments)
+        print("\n".join(crossover_lines(result)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(Path(folder), arguments)
+        print("\n".join(lines(result)))
     if arguments.json:
         print(json.dumps(result), flush=True)
     return 0
@@ -140,3 +154,28 @@ def lines(result: dict[str, Any]) -> list[str]:
         "",
         *aligned(table),
     ]
+
+
+def crossed(arguments: Arguments) -> dict[str, Any]:
+    """Vmapped beside looped members on this device, and the plot."""
+    rows = crossover.measure(EXPERIMENT, FIELDS, arguments.sizes, to_stderr)
+    crossover.plot(rows, Path(arguments.plot).expanduser())
+    return {
+        "device": jax.devices()[0].device_kind,
+        "rows": rows,
+        "crossover_params": crossover.crossing(rows),
+        "plot": arguments.plot,
+    }
+
+
+def crossover_lines(result: dict[str, Any]) -> list[str]:
+    """The result for a person."""
+    table: list[tuple[str, ...]] = [("width", "parameters", "looped tokens/s", "vmapped", "members", "ratio")]
+    for row in result["rows"]:
+        wide = ("-", "-", "-")
+        if "ratio" in row:
+            wide = (f"{row['vmapped_tokens_per_second']:,.0f}", str(row["members"]), f"{row['ratio']:.2f}")
+        table.append((str(row["width"]), f"{row['params']:,}", f"{row['looped_tokens_per_second']:,.0f}", *wide))
+    end = result["crossover_params"]
+    said = "vmap pays at every size" if end is None else f"vmap pays below {end:,} parameters"
+    return [result["device"], "", *aligned(table), "", f"{said}; plot: {result['plot']}"]

@@ -78,37 +78,32 @@ def figures(lines: Lines) -> Iterator[tuple[str, str, Any]]:
 
 def save(folder: Path, name: str, figure: Any) -> str:
     """Writes a figure as PNG and SVG; returns the SVG's element."""
-    from matplotlib import pyplot
+    import matplotlib
 
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "purestep"}):
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out, and need not be for each format again
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "purestep"}):
         figure.savefig(folder / f"{stem}.png", dpi=160)
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-    pyplot.close(figure)
     text = (folder / f"{stem}.svg").read_text(encoding="utf-8")
     return text[text.index("<svg") :]
 
 
 def written(path: Path, figure: Any) -> None:
     """Writes a figure that an option names. Raises UserError where it cannot be written."""
-    from matplotlib import pyplot
-
     try:
         figure.savefig(path, dpi=160)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write --plot {path}: {error}; give a .png, .svg or .pdf") from error
-    finally:
-        pyplot.close(figure)
 
 
 def canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """An empty (figure, axes), inches; with several columns axes are an array of that many."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns)
     for one in figure.axes:
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes

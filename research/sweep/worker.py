@@ -100,6 +100,7 @@ class Worker:
 
     def work(self) -> "Results":
         """Batch after batch until every choice is over; returns all results."""
+        self.say(f"study {self.study.study_name!r}: {len(self._board().over)} of {self.total} choices are over")
         waiting = False
         with self._beating():
             while len(self._board().over) < self.total:

@@ -146,6 +146,16 @@ def test_every_layer_of_a_qwen3_moe_model_slides_or_none(tmp_path):
         hf.save({}, mixed, None, tmp_path / "out")
 
 
+def test_a_model_of_a_base_width_goes_out_as_the_standard_one(tmp_path, tiny):
+    config = tiny.config(base_width=8, family="llama")
+    params = tiny.params(config)
+    loaded = hf.load(hf.save(params, config, None, tmp_path / "out"))
+    assert loaded.config.base_width is None
+    tokens = tiny.tokens(config)
+    one, other = tiny.forward(params, tokens, config), tiny.forward(loaded.params, tokens, loaded.config)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_shards_and_their_index_are_one_model(folder, tmp_path):
     model = hf.load(folder("qwen3-moe"))
     saved = hf.save(model.params, model.config, None, tmp_path / "shards", max_shard_bytes=20_000)

@@ -13,6 +13,7 @@ from research.core import params as P
 from research.core.errors import UserError
 from research.model import transformer
 from research.model.config import ModelConfig, MoEConfig
+from research.model.standard import standard
 from research.train import Config
 from research.train.optim import OptimizerConfig, width_factor
 
@@ -126,3 +127,39 @@ def test_logits_are_divided_by_the_width_and_embeddings_are_those_of_the_base():
     np.testing.assert_allclose(
         transformer.forward(params, tokens, scaled), transformer.forward(twin, tokens, plain), rtol=2e-5, atol=2e-6
     )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "tied": True,
+            "norm": "layer",
+            "norm_scale": "one-plus",
+            "embedding_scale": "sqrt-width",
+            "bias": ("norm", "query"),
+        },
+        {"qk_norm": "head", "embedding_scale": "sqrt-width"},
+        {"qk_norm": "whole", "norm_scale": "one-plus", "attention_soft_cap": 5.0, "logit_soft_cap": 9.0},
+        {"norm_placement": "post", "positions": "learned"},
+        {"heads": 8, "head_size": 16},
+        {"base_width": 128},
+    ],
+)
+def test_the_standard_model_computes_the_same(tiny, changes):
+    config = dataclasses.replace(WIDE, **changes)
+    params = tiny.params(config)
+    plain, standard_config = standard(params, config)
+    assert standard_config == dataclasses.replace(config, base_width=None)
+    tokens = tiny.tokens(config, length=12)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, plain))
+        one, other = transformer.forward(wide[0], tokens, config), transformer.forward(wide[1], tokens, standard_config)
+    np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-6)
+
+
+def test_tied_embeddings_without_a_last_norm_have_no_standard_model():
+    config = dataclasses.replace(WIDE, tied=True, norm_placement="post", bias=())
+    with pytest.raises(UserError, match="fits into no weight"):
+        standard({}, config)
