@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from research.bench import crossover
+from research.bench.crossover import SIZES
 from research.bench.rows import aligned
 from research.core import config as C
 from research.core.errors import UserError
@@ -59,7 +60,7 @@ class Arguments:
     runs: int = 4  # of the 64 processes, and of the 64 runs in one, that are timed
     warm: bool = True  # also with a warm compilation cache
     crossover: bool = False  # instead: vmapped beside looped members, over sizes of the model
-    sizes: tuple[int, ...] = crossover.SIZES  # crossover: widths of the model
+    sizes: tuple[int, ...] = SIZES  # crossover: widths of the model
     plot: str = "sweep-crossover.png"  # crossover: a .png, .svg or .pdf
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors

@@ -22,13 +22,12 @@ class Arguments:
     """Trains EXPERIMENT for a few steps at several widths, and tells how sizes of activations and of their changes go with the width. FIELD=VALUE
     sets a field. The warm-up is left out, so that the first steps are whole ones. Exits with 1 where the check fails."""
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    base_width: int | None = (
-        None  # whose hyperparameters all widths use; None: the experiment's own, else the least width
-    )
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # of the model, whose other sizes are in proportion
+    # whose hyperparameters all widths use; None: the experiment's own, else the least width
+    base_width: int | None = None
     standard: bool = False  # the standard parameterisation instead, to see it fail
-    steps: int = 5
-    seeds: int = 3
+    steps: int = 5  # that each width trains for
+    seeds: int = 3  # that sizes are means over
     tolerance: float = 0.2  # largest exponent of the width that passes
     plot: str = "mup-check.png"  # a .png, .svg or .pdf
     json: bool = False  # the last line is one JSON object

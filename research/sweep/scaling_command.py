@@ -33,9 +33,8 @@ class Arguments:
     budget: float | None = None  # FLOPs to tell the best size and number of tokens for
     bootstrap: int = 200  # resamples for the intervals; 0: none
     seed: int = 0  # of the resamples
-    outliers: float | None = (
-        laws.OUTLIERS
-    )  # runs that are so many robust standard deviations off are left out; None: all are kept
+    # runs that are so many robust standard deviations off are left out; None: all are kept
+    outliers: float | None = laws.OUTLIERS
     plot: str | None = None  # a .png, .svg or .pdf of curves of equal FLOPs
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors

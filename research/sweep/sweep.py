@@ -3,7 +3,7 @@ earlier run of the same sweep stopped."""
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,6 @@ from research.train import config as T
 
 Search = Literal["grid", "random", "halving", "population", "tpe", "gp", "cmaes", "qmc", "nsgaii"]
 Pruner = Literal["none", "median", "halving", "hyperband"]
-LISTED = ("grid", "random")  # searches whose choices are known beforehand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +90,12 @@ class Sweep(Options):
 
     def planned(self) -> list[P.Trial]:
         """Every trial, in order. Raises UserError before anything runs for a space that is empty or makes no config."""
+        return P.trials(self.base, self.choices(), self.seeds)
+
+    def choices(self) -> Iterator[dict[str, Any]]:
+        """The choices of fields of a search that knows them beforehand: the grid, or random ones."""
         found = self.dimensions()
-        chosen = found.grid() if self.trials is None else found.random(self.trials, self.seed)
-        return P.trials(self.base, chosen, self.seeds)
+        return found.grid() if self.trials is None else found.random(self.trials, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -119,7 +121,7 @@ class Sweep(Options):
         if self.shared:
             from research.sweep import worker
 
-            return worker.run(self, say, plan_only)
+            return Results(self, *worker.run(self, say, plan_only))
         planned = self.planned()
         execution = Execution(self, planned, say)
         execution.prepare()
@@ -129,15 +131,11 @@ class Sweep(Options):
         folder = Folder(self.folder, self.described())
         try:
             execution.run(folder)
-            return self.reported(folder, len(planned))
+            folder.write_table()
+            write_report(folder.path)
+            return Results(self, folder.lines, len(planned))
         finally:
             folder.close()
-
-    def reported(self, folder: Folder, planned: int) -> "Results":
-        """Writes the table and the report of a folder."""
-        folder.write_table()
-        write_report(folder.path)
-        return Results(self, folder.lines, planned)
 
 
 def _plain(dimension: Any) -> Any:

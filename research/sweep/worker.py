@@ -16,45 +16,34 @@ from research.sweep import plan as P
 from research.sweep import results
 from research.sweep import study as S
 from research.sweep.execute import Execution, Live, Made, Report, said
+from research.sweep.report import write_report
 from research.sweep.results import Folder
 from research.train.console import duration
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from research.sweep.sweep import Results, Sweep
+    from research.sweep.sweep import Sweep
 
 POLL = 1.0  # seconds between two looks at a storage where all choices are with other workers
 
 
-def run(sweep: "Sweep", say: Report, plan_only: bool = False) -> "Results":
-    """Works on a sweep's study until it is complete, and writes its folder. Raises UserError for a storage that cannot be reached, and for a study
-    of another sweep."""
-    made = Made()
-    checked = Execution(sweep, _corners(sweep), say, made)
+def run(sweep: "Sweep", say: Report, plan_only: bool = False) -> tuple[list[dict[str, Any]], int]:
+    """Works on a sweep's study until it is complete, and writes its folder. Returns all results, and how many trials there shall be. Raises UserError
+    for a storage that cannot be reached, and for a study of another sweep."""
+    made, by_sampler = Made(), sweep.search in S.SAMPLERS
+    checked = Execution(sweep, _corners(sweep) if by_sampler else sweep.planned(), say, made)
     checked.prepare()
+    listed = None if by_sampler else list(sweep.choices())
+    total = int(sweep.trials or 0) if listed is None else len(listed)
     if plan_only:
-        from research.sweep.sweep import Results
-
-        say(f"{_total(sweep)} choices by {sweep.search}, {sweep.seeds} seed(s) each; batches of {sweep.batch}")
+        say(f"{total} choices by {sweep.search}, {sweep.seeds} seed(s) each; batches of {sweep.batch}")
         checked.show_plan()
-        return Results(sweep, [], _total(sweep) * sweep.seeds)
+        return [], total * sweep.seeds
     sweep.folder.mkdir(parents=True, exist_ok=True)
     url = sweep.storage or f"journal:{sweep.folder / 'study.journal'}"
     with S.reached(url):
-        return Worker(sweep, url, say, made).work()
-
-
-def _total(sweep: "Sweep") -> int:
-    from research.sweep.sweep import LISTED
-
-    return len(list(_listed(sweep))) if sweep.search in LISTED else int(sweep.trials or 0)
-
-
-def _listed(sweep: "Sweep") -> Iterator[dict[str, Any]]:
-    """The choices of a search that knows them beforehand."""
-    space = sweep.dimensions()
-    return space.grid() if sweep.search == "grid" else space.random(int(sweep.trials or 0), sweep.seed)
+        return Worker(sweep, url, say, made, listed, total).work(), total * sweep.seeds
 
 
 def _corners(sweep: "Sweep") -> list[P.Trial]:
@@ -63,16 +52,17 @@ def _corners(sweep: "Sweep") -> list[P.Trial]:
     values = {one.field: one.values or (one.low, one.high) for one in space}
     first = {name: found[0] for name, found in values.items()}
     chosen = [{**first, name: value} for name, found in values.items() for value in found]
-    return P.trials(sweep.base, chosen, 1)
+    return P.trials(sweep.base, chosen, sweep.seeds)
 
 
 class Worker:
-    """One process at a study."""
+    """One process at a study of `total` choices: those that are `listed`, or a sampler's."""
 
-    def __init__(self, sweep: "Sweep", url: str, say: Report, made: Made):
+    def __init__(
+        self, sweep: "Sweep", url: str, say: Report, made: Made, listed: list[dict[str, Any]] | None, total: int
+    ):
         optuna = S.optuna_module()
-        self.sweep, self.say, self.made, self.total = sweep, say, made, _total(sweep)
-        self.listed = dict(enumerate(_listed(sweep))) if sweep.search not in S.SAMPLERS else None
+        self.sweep, self.say, self.made, self.listed, self.total = sweep, say, made, listed, total
         self.space = sweep.dimensions()
         self.distributions = S.distributions(self.space)
         self.name, self.watch, self.shown = S.worker_name(), S.Watch(), False
@@ -98,7 +88,7 @@ class Worker:
         )
         return identity
 
-    def work(self) -> "Results":
+    def work(self) -> list[dict[str, Any]]:
         """Batch after batch until every choice is over; returns all results."""
         self.say(f"study {self.study.study_name!r}: {len(self._board().over)} of {self.total} choices are over")
         waiting = False
@@ -167,7 +157,7 @@ class Worker:
             return True
         if self.listed is None:
             return len(board.originals) < self.total
-        new = next((n for n in self.listed if n not in board.originals), None)
+        new = next((n for n in range(self.total) if n not in board.originals), None)
         if new is not None:
             self._add(new, S.params_of(self.space, self.listed[new]))
         return new is not None
@@ -263,17 +253,18 @@ class Worker:
         except (ValueError, S.optuna_module().exceptions.UpdateFinishedTrialError):
             self.say(f"trial {trial.number} was taken over, since this worker gave no sign of life")
 
-    def _written(self, report: bool = False) -> "Results":
-        """Brings the folder up to what the storage has."""
-        from research.sweep.sweep import Results
-
-        planned, folder = self.total * self.sweep.seeds, Folder(self.sweep.folder, self.described, wait=True)
+    def _written(self, report: bool = False) -> list[dict[str, Any]]:
+        """Brings the folder up to what the storage has; returns all of it."""
+        folder = Folder(self.sweep.folder, self.described, wait=True)
         try:
             there = {line["trial"] for line in folder.lines}
             for line in self._board().lines:
                 if line["trial"] not in there:
                     folder.add(line)
-            return self.sweep.reported(folder, planned) if report else Results(self.sweep, folder.lines, planned)
+            if report:
+                folder.write_table()
+                write_report(folder.path)
+            return folder.lines
         finally:
             folder.close()
 
