@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,19 +57,27 @@ def optuna_module() -> Any:
 def storage_of(url: str) -> Any:
     """The storage at a URL: `postgresql://...`, `mysql://...`, `sqlite:///FILE`, or `journal:FILE`, Optuna's journal. Raises UserError for one that
     is malformed, lacks its driver, or cannot be reached."""
-    optuna = optuna_module()
-    scheme, _, rest = url.partition(":")
-    try:
-        if scheme == "journal":
-            backend = optuna.storages.journal.JournalFileBackend(os.path.expanduser(rest))
-            return optuna.storages.JournalStorage(backend)
-        driver = DRIVERS.get(scheme)
-        return optuna.storages.get_storage(url if driver is None else f"{scheme}+{driver}:{rest}")
-    except (ImportError, OSError, ValueError, *lost()) as error:
-        raise UserError(
-            f"cannot open the storage {_safe(url)}: {_first_line(error)}. Expected postgresql://USER:PASSWORD@HOST/NAME, mysql://..., "
-            "sqlite:///FILE or journal:FILE, a server that answers, and its driver"
-        ) from error
+    for again in (True, True, False):
+        try:
+            return _opened(url)
+        except (ImportError, OSError, ValueError, *lost()) as error:
+            if again and isinstance(
+                error, lost()
+            ):  # workers that begin together all make the tables of a new database, and all but one fail
+                time.sleep(0.5)
+                continue
+            raise UserError(
+                f"cannot open the storage {_safe(url)}: {_first_line(error)}. Expected postgresql://USER:PASSWORD@HOST/NAME, mysql://..., "
+                "sqlite:///FILE or journal:FILE, a server that answers, and its driver"
+            ) from error
+
+
+def _opened(url: str) -> Any:
+    storages, (scheme, _, rest) = optuna_module().storages, url.partition(":")
+    if scheme == "journal":
+        return storages.JournalStorage(storages.journal.JournalFileBackend(os.path.expanduser(rest)))
+    driver = DRIVERS.get(scheme)
+    return storages.get_storage(url if driver is None else f"{scheme}+{driver}:{rest}")
 
 
 @contextlib.contextmanager

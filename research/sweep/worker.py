@@ -70,23 +70,20 @@ class Worker:
             storage=S.storage_of(url), study_name=sweep.study or sweep.name, load_if_exists=True,
             pruner=S.pruner_of(sweep.pruner),
         )  # fmt: skip
-        self.described = {**sweep.described(), "study": self._agreed()}
+        self._agree()
 
-    def _agreed(self) -> str:
-        """The identity of the study, which is this sweep's. Raises UserError where it is not."""
-        ours = json.loads(json.dumps(self.sweep.described()))
-        if S.SWEEP not in self.study.user_attrs:
-            if self.study.get_trials(deepcopy=False):
-                raise UserError(
-                    f"the study {self.study.study_name!r} was not made by a sweep; give another name by --study"
-                )
+    def _agree(self) -> None:
+        """Makes a new study this sweep's. Raises UserError where it is another's."""
+        trials, ours = self.study.get_trials(deepcopy=False), json.loads(json.dumps(self.sweep.described()))
+        name = self.study.study_name
+        if (
+            S.SWEEP not in self.study.user_attrs
+        ):  # asked after the trials: another worker makes it a sweep's before it adds some
+            if trials:
+                raise UserError(f"the study {name!r} was not made by a sweep; give another name by --study")
             self.study.set_user_attr(S.SWEEP, {"id": uuid.uuid4().hex, **ours})
-        found = dict(self.study.user_attrs[S.SWEEP])
-        identity = found.pop("id")
-        results.refuse_other(
-            f"the study {self.study.study_name!r} is another sweep's", found, ours, "Give another name by --study."
-        )
-        return identity
+        found = {key: value for key, value in self.study.user_attrs[S.SWEEP].items() if key != "id"}
+        results.refuse_other(f"the study {name!r} is another sweep's", found, ours, "Give another name by --study.")
 
     def work(self) -> list[dict[str, Any]]:
         """Batch after batch until every choice is over; returns all results."""
@@ -255,7 +252,8 @@ class Worker:
 
     def _written(self, report: bool = False) -> list[dict[str, Any]]:
         """Brings the folder up to what the storage has; returns all of it."""
-        folder = Folder(self.sweep.folder, self.described, wait=True)
+        identity = self.study.user_attrs[S.SWEEP]["id"]  # by now no worker that began beside this one sets another
+        folder = Folder(self.sweep.folder, {**self.sweep.described(), "study": identity}, wait=True)
         try:
             there = {line["trial"] for line in folder.lines}
             for line in self._board().lines:
