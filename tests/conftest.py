@@ -93,6 +93,18 @@ def run_python():
     return run
 
 
+MAPPED = 30_000  # Linux lets a process have 65,530 mappings, and every compiled program takes some; XLA aborts beyond
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Lets go of what was compiled before it is too much."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPED:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     return tiny_runs.write_text(tmp_path_factory.mktemp("text") / "text.txt")

@@ -151,7 +151,9 @@ def test_a_search_goes_on_and_its_choices_are_those_of_one_that_was_not_cut_off(
 def test_a_grid_on_a_storage_has_the_results_of_a_grid_alone(sweep, tmp_path):
     space, url = {RATE: [1e-3, 3e-3, 1e-2]}, f"sqlite:///{tmp_path / 'study.db'}"
     alone = sweep(space, seeds=2).run()
-    shared = sweep(space, seeds=2, out=str(tmp_path / "shared"), storage=url, study="grid", batch=2, heartbeat=0.05).run()
+    shared = sweep(
+        space, seeds=2, out=str(tmp_path / "shared"), storage=url, study="grid", batch=2, heartbeat=0.05
+    ).run()
 
     def told(found):
         lines = sorted(found.lines, key=lambda line: line["trial"])

@@ -234,7 +234,7 @@ def test_another_sweep_and_another_process_are_kept_out_of_a_folder(sweep):
         ({"seed": "1,2"}, {"seeds": 2}, "seed is given two specs"),
         ({RATE: "log:1e-4:1e-2"}, {}, "a grid needs points"),
         ({RATE: "1"}, {"search": "random"}, "--trials N"),
-        ({RATE: "1"}, {"trials": 3}, "goes with --search random"),
+        ({RATE: "1"}, {"trials": 3}, "goes with other searches than grid"),
         ({RATE: "1"}, {"search": "best"}, "--search is 'best'"),
         ({"model.context": "8,9000"}, {}, "the trials with model.context 9000: the text"),
         ({RATE: "1"}, {"seeds": 0}, "--seeds is 0"),
