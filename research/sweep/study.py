@@ -37,6 +37,7 @@ PRUNERS = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner", "hype
 # Attributes. Of a study: what sweep it is, and the beats of its workers. Of a trial: the choice it stands for again, its worker, its results.
 SWEEP, BEAT, CHOICE, WORKER, LINES = "sweep", "beat:", "choice", "worker", "lines"
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}  # those of our extras, where a URL names none
+LOCKED = 60.0  # seconds to wait for a SQLite file that another worker writes
 DEAD_AFTER = 4  # beats that a worker misses
 
 
@@ -76,8 +77,10 @@ def _opened(url: str) -> Any:
     storages, (scheme, _, rest) = optuna_module().storages, url.partition(":")
     if scheme == "journal":
         return storages.JournalStorage(storages.journal.JournalFileBackend(os.path.expanduser(rest)))
-    driver = DRIVERS.get(scheme)
-    return storages.get_storage(url if driver is None else f"{scheme}+{driver}:{rest}")
+    driver, options = DRIVERS.get(scheme), {}
+    if scheme == "sqlite":
+        options = {"connect_args": {"timeout": LOCKED}}
+    return storages.RDBStorage(url if driver is None else f"{scheme}+{driver}:{rest}", engine_kwargs=options)
 
 
 @contextlib.contextmanager

@@ -100,6 +100,6 @@ def _trials(url: str) -> list[FrozenTrial]:
     except KeyError:
         return []
     finally:
-        if hasattr(storage, "_backend") and hasattr(storage._backend, "engine"):
+        if hasattr(storage, "engine"):
             storage.remove_session()
-            storage._backend.engine.dispose()
+            storage.engine.dispose()

@@ -12,6 +12,7 @@ from study_workers import one_is_killed
 
 from research.core.errors import UserError
 from research.sweep import study as S
+from research.sweep import worker
 from research.sweep.execute import Execution
 from research.sweep.space import space
 from research.train.config import Config
@@ -177,6 +178,26 @@ def test_a_pruner_ends_choices_at_an_evaluation(sweep, monkeypatch):
 @pytest.mark.parametrize("name", ["none", *S.PRUNERS])
 def test_pruners_are_optunas(name):
     assert isinstance(S.pruner_of(name), optuna.pruners.BasePruner)
+
+
+@pytest.mark.parametrize("when", ["at an evaluation", "at its end"])
+def test_a_worker_that_was_taken_for_dead_drops_what_was_taken_over(sweep, monkeypatch, capsys, when):
+    """Another worker fails its first trial in the meantime; the choice is trained again and counts once."""
+    name = {"at an evaluation": "_told", "at its end": "_end"}[when]
+    own, failed = getattr(worker.Worker, name), []
+
+    def taken_over(self, *arguments):
+        if not failed:
+            failed.append(0)
+            self.study.tell(0, state=TrialState.FAIL)
+        return own(self, *arguments)
+
+    monkeypatch.setattr(worker.Worker, name, taken_over)
+    found = sweep(
+        {RATE: [1e-3, 1e-2]}, search="random", trials=2, storage="journal:" + str(sweep({}).folder) + ".log"
+    ).run()
+    assert sorted(line["trial"] for line in found.lines) == [0, 1] and found.summary()["complete"] == 2
+    assert "trial 0 was taken over" in capsys.readouterr().err
 
 
 def test_a_diverged_choice_is_over(sweep):
