@@ -26,6 +26,7 @@ SWEEP = sweep.Sweep(
     space={"model.width": [32, 48, 64, 96, 128], "steps": [100, 200, 400, 800]},
     name="scaling_laws",
 )
+BOOTSTRAP = 200  # resamples for the intervals
 BUDGET = 1e14  # FLOPs to tell the best size for
 KEYS = {"params": "params", "tokens": "tokens", "loss": "metric"}  # of a result
 
@@ -34,7 +35,7 @@ def law(results: sweep.Results) -> dict[str, Any]:
     """The fit with its intervals, the best size for a budget, and the error of its prediction of a larger run."""
     lines = results.complete
     runs = {name: [line[key] for line in lines] for name, key in KEYS.items()}
-    found = laws.fit(runs["params"], runs["tokens"], runs["loss"], bootstrap=200)
+    found = laws.fit(runs["params"], runs["tokens"], runs["loss"], bootstrap=BOOTSTRAP)
     largest = {name: 2 * max(line["fields"][name] for line in lines) for name in ("model.width", "steps")}
     held_out = dataclasses.replace(results.sweep, space=largest, out=str(results.path / "held_out")).run().lines[0]
     predicted = float(found.loss(held_out["params"], held_out["tokens"]))

@@ -18,6 +18,13 @@ OUTLIERS = 10.0  # robust standard deviations
 FEWEST = 8  # runs that a fit of five coefficients needs
 NAMES = ("E", "A", "B", "alpha", "beta")
 # log E, log A, log B, alpha, beta
+BOUNDS = (
+    (-50.0, 10.0),
+    (-50.0, 100.0),
+    (-50.0, 100.0),
+    (0.0, 4.0),
+    (0.0, 4.0),
+)  # tables that say nothing of a coefficient leave it without end
 STARTS = tuple(
     (0.5, a, b, power, power) for a, b, power in itertools.product((2.0, 8.0, 16.0), (2.0, 8.0, 16.0), (0.3, 0.8))
 )
@@ -127,6 +134,7 @@ def _minimise(start: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, float]:
         args=(logs,),
         jac=True,
         method="L-BFGS-B",
+        bounds=BOUNDS,
         options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9},
     )
     return found.x, float(found.fun)

@@ -17,10 +17,10 @@ from research.train import step as S
 from research.train.optim import OptimizerConfig, ScheduleConfig
 
 STEPS, MEMBERS = 50, 3
-# Every optimiser, every schedule, and every pair of those that have most in common.
+# Every optimiser, every schedule.
 KINDS = [
-    ("sgd", "constant"), ("sgd", "wsd"), ("adam", "cosine"), ("adamw", "linear"), ("adamw", "cosine"), ("lion", "wsd"),
-    ("adafactor", "inverse-sqrt"), ("muon", "cosine"), ("muon", "linear"), ("schedule-free-adamw", "constant"),
+    ("sgd", "constant"), ("adam", "cosine"), ("adamw", "linear"), ("lion", "wsd"), ("adafactor", "inverse-sqrt"), ("muon", "cosine"),
+    ("schedule-free-adamw", "constant"),
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_losses_of_members_together_are_those_of_each_alone(tiny, kind, schedule
     model = tiny.config(context=6, width=8, layers=1, heads=2, dropout=0.1)
     draw = np.random.default_rng(0)
 
-    @hypothesis.settings(max_examples=8)
+    @hypothesis.settings(max_examples=5)
     @given(st.lists(MEMBER, min_size=MEMBERS, max_size=MEMBERS))
     def check(drawn):
         with jax.enable_x64(True):

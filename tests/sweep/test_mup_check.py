@@ -15,7 +15,7 @@ FIELDS = (
     "model.tied=false",
     "batch_size=4",
 )
-WIDTHS = ("--widths", "32", "256", "--seeds", "1", "--steps", "3")
+WIDTHS = ("--widths", "32", "128", "--seeds", "1", "--steps", "3")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def check(call_verb, text_file, tmp_path):
 )
 def test_mup_keeps_activations_at_one_size(check, optimizer):
     code, found = check(*optimizer, *WIDTHS)
-    assert code == 0 and found["passed"] and found["base_width"] == 32 and found["widths"] == [32, 256]
+    assert code == 0 and found["passed"] and found["base_width"] == 32 and found["widths"] == [32, 128]
     assert {"block_input/0", "mlp_output/0", "final", "logits"} == set(found["coordinates"])
     assert np.shape(found["coordinates"]["logits"]["sizes"]) == (4, 2)
 

@@ -53,9 +53,10 @@ def test_transfer_tells_how_far_the_best_rate_moves(tmp_path):
     assert (tmp_path / "mup_transfer.png").exists() and "muP: width 64 8.00e-03" in found["said"]
 
 
-def test_a_law_is_fitted_and_held_against_a_larger_run(sweep, text_file, base):
+def test_a_law_is_fitted_and_held_against_a_larger_run(sweep, monkeypatch):
     space = {"model.width": [4, 8, 12], "steps": [2, 4, 6], "model.base_width": [8]}
-    asked = sweep(space, {"data": f"text:{text_file}"})
+    asked = sweep(space)
+    monkeypatch.setattr(module("scaling_laws"), "BOOTSTRAP", 5)
     found = module("scaling_laws").law(asked.run())
     assert found["law"]["runs"] == 9 and found["error"] == pytest.approx(found["predicted"] / found["measured"] - 1)
     held_out = asked.folder / "held_out" / "results.csv"
