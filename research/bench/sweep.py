@@ -33,7 +33,7 @@ RATES, DECAYS, SEEDS = "log:1e-4:1e-2:8", "0,0.01,0.03,0.1", 2
 EXPERIMENT = "lm_tiny_text"
 FIELDS = {
     "model.layers": 2, "model.width": 64, "model.heads": 4, "model.context": 32, "batch_size": 8, "steps": 100, "eval_every": 100,
-    "eval_batches": 4, "sample_every": None, "log_every": 10,
+    "eval_batches": 1, "sample_every": None, "log_every": 10,
 }  # fmt: skip
 IN_PROCESS = """
 import json, sys, time

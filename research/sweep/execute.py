@@ -13,7 +13,7 @@ from research.core.errors import UserError
 from research.data.tokens import Corpus
 from research.sweep import plan as P
 from research.sweep import results, rungs, width
-from research.sweep.members import Member, Together, alone, together
+from research.sweep.members import Member, Together, looped, together
 from research.train import start
 from research.train.config import SWITCHES, TRACED
 from research.train.console import duration
@@ -87,7 +87,7 @@ class Execution:
             total += seconds
             given, varied = P.fixed(group, self.trials), P.varied(group)
             own = self.widths.get(group.program_key)
-            room = f", {own.bytes / 2**20:,.0f} MiB a step, width {own.width}" if own else ""
+            room = f", {own.bytes / 2**20:,.0f} MiB a step, width {own.width} ({own.how})" if own else ""
             about = f"group {n}: {said(given) or 'all'}; {len(group.trials)} members" + (
                 f" by {', '.join(varied)}" if varied else ""
             )
@@ -177,10 +177,10 @@ class Execution:
         for at in range(0, len(trials), chosen.width):
             pack = [live[trial.number] or self._member(trial) for trial in trials[at : at + chosen.width]]
             live.update({member.trial.number: member for member in pack})
-            if chosen.width == 1:
-                alone(pack[0], until)
-            else:
+            if isinstance(chosen.of, Together):
                 together(pack, until, self._together(group))
+            else:
+                looped(pack, until)
             for member in pack:
                 member.rungs.append((until, member.loss))
                 if member.diverged or until == group.config.steps:

@@ -1,14 +1,17 @@
-"""The members of a group as they train: one after the other through the one compiled step, or several at once, `vmap`ped over their states.
+"""The members of a group as they train: each through the one compiled step, one after the other or on a few host threads, or several at once,
+`vmap`ped over their states.
 
-A member that trains alone has, bit for bit, the losses of `train.fit` on its config: it is the same compiled step, called with the same batches. A
-member whose steps are refused `max_skipped` times in a row has diverged: it goes no further, and others never see its numbers.
+A member that is looped, on a thread or not, has, bit for bit, the losses of `train.fit` on its config: it is the same compiled step, called with the
+same batches. A member whose steps are refused `max_skipped` times in a row has diverged: it goes no further, and others never see its numbers.
 """
 
 import dataclasses
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -22,6 +25,9 @@ from research.tasks import lm
 from research.train import step as S
 from research.train.program import Program
 
+EVALUATING = (
+    threading.Lock()
+)  # one thread at a time: its rows are many enough to fill the processor, and the first compiles it for all
 IN_FLIGHT = 32  # steps whose metrics are read together: the host runs ahead of the device by no more
 
 
@@ -65,12 +71,36 @@ class Member:
         self.diverged = self.diverged or not math.isfinite(loss)
 
 
-def alone(member: Member, until: int) -> None:
-    """Trains a member up to a step, and evaluates it there."""
-    began, program = time.perf_counter(), member.program
+def looped(members: Sequence[Member], until: int) -> None:
+    """Trains members up to a step, each through the one compiled step and, if there are several, on a thread of its own, and evaluates them there. An
+    interruption, or an error of one, ends all."""
+    began = time.perf_counter()
+    on_threads(lambda member, stopped: _alone(member, until, stopped), members)
+    for member in members:
+        member.seconds += (time.perf_counter() - began) / len(members)
+
+
+def on_threads(work: Callable[[Any, Callable[[], bool]], None], items: Sequence[Any]) -> None:
+    """`work(item, stopped)` for each item on a thread of its own, a single one on this. Once one has raised an exception, or this thread is
+    interrupted, `stopped()` is true, the others are waited for, and the exception is raised."""
+    stop = threading.Event()
+    if len(items) == 1:
+        return work(items[0], stop.is_set)
+    with ThreadPoolExecutor(len(items)) as pool:
+        try:
+            begun = [pool.submit(work, item, stop.is_set) for item in items]
+            wait(begun, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    for one in begun:
+        one.result()
+
+
+def _alone(member: Member, until: int, stopped: Callable[[], bool]) -> None:
+    program = member.program
     state = program.initial_state() if member.state is None else member.state
     pending: list[tuple[int, Any]] = []
-    while member.step < until and not member.diverged:
+    while member.step < until and not member.diverged and not stopped():
         batch = program.put_batch(program.batches(member.step))
         state, metrics = program.compiled_step(state, batch, program.hypers)
         member.step += 1
@@ -80,11 +110,11 @@ def alone(member: Member, until: int) -> None:
                 member.took(step, values)
             pending = []
         if not member.diverged and (member.due(member.step) or member.step == until):
-            loss = program.evaluate(state)
-            assert loss is not None  # nothing interrupts it
-            member.evaluated(loss)
+            with EVALUATING:
+                loss = program.evaluate(state, stopped)
+            if loss is not None:
+                member.evaluated(loss)
     member.state = state
-    member.seconds += time.perf_counter() - began
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,12 +1,15 @@
-"""How many members train at once: the width that this device was measured to be fastest at, and has the memory for.
+"""How many members train at once, and how: what this device was measured to be fastest at, and has the memory for.
 
-`vmap` over members fills an accelerator that one small model leaves idle; two CPU cores are full with one. So widths 1, 2, 4, ... are tried, as long
-as each is faster than the last and the time that it can save is worth its compilation. What was found is remembered by device, program and versions.
+`vmap` over members fills an accelerator that one small model leaves idle. A processor's few cores are nearly full with one member; what is idle
+between the kernels of a small step is filled by looping over members on a few host threads, which takes no compilation and keeps every bit. So on a
+CPU 2, 4, ... threads are tried first, and on any device `vmap` over 2, 4, ... members, as long as each is faster than the last and the time that it
+can save is worth its compilation. What was found is remembered by device, program and versions.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,19 +20,22 @@ import jax
 from research.core.errors import UserError
 from research.core.paths import research_cache_dir
 from research.data.files import write_atomically
-from research.sweep.members import Together
+from research.sweep.members import Together, on_threads
 from research.sweep.plan import Group
 from research.train.program import Program
 
-WARM, TIMED = 2, 5  # steps of a measurement
+HOW = ("loop", "threads", "vmap")
+WARM, TIMED = 2, 5  # steps of a measurement, or more of them where they take no time:
+AT_LEAST = 0.25  # seconds
 WORTH = 0.25  # a wider program is tried while its compilation takes less than this share of the time that is left
+WORTH_ON_CPU = 0.1  # where there is less to win
 FASTER = 1.05  # and goes on being tried while it is faster than the last by this
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """`seconds` of a member's step at this width, `bytes` that a step of all members takes, `compile_seconds` it took to find out; `of`: what was
-    compiled for it."""
+    """`of` is what was compiled: the step of a member, of which `width` members run side by side on threads, or a `vmap`ped one of that width.
+    `seconds` of a member's step, `bytes` that a step of all members takes, `compile_seconds` it took to find out."""
 
     of: Program | Together
     width: int
@@ -37,28 +43,46 @@ class Measured:
     bytes: int
     compile_seconds: float
 
+    @property
+    def how(self) -> str:
+        if isinstance(self.of, Together):
+            return "vmap"
+        return "loop" if self.width == 1 else "threads"
 
-def measure(program: Program, width: int, shared: bool) -> Measured:
-    """Compiles a width and times a few steps of it."""
+
+def measure(program: Program, width: int, shared: bool, *, how: str = "vmap") -> Measured:
+    """Compiles a width (`how`: one of HOW; all the same for 1) and times a few steps of it. Raises TooWide for what does not fit."""
     began = time.perf_counter()
-    of = program if width == 1 else Together(program, width, shared)
+    of = Together(program, width, shared) if how == "vmap" and width > 1 else program
     compiled = of.compiled_step
-    needed = bytes_of(compiled)
+    loops = width if of is program else 1
+    needed = bytes_of(compiled) * loops
     check_memory(needed, width)
     if isinstance(of, Together):
         programs = [program] * width
         hypers, batch = of.hypers(programs), of.batch(programs, 0)
-        state = of.init(hypers)
+        states = [of.init(hypers)]
     else:
         hypers, batch = program.hypers, program.put_batch(program.batches(0))
-        state = program.initial_state()
-    for step in range(WARM + TIMED):
-        if step == WARM:
-            jax.block_until_ready(state)
-            compile_seconds, began = time.perf_counter() - began, time.perf_counter()
-        state, _ = compiled(state, batch, hypers)
-    jax.block_until_ready(state)
-    return Measured(of, width, (time.perf_counter() - began) / TIMED / width, needed, compile_seconds)
+        states = [program.initial_state() for _ in range(loops)]
+
+    def steps(count: int) -> float:
+        """The seconds of so many steps of all members."""
+
+        def of_one(n: int, _stopped: Callable[[], bool]) -> None:
+            for _ in range(count):
+                states[n], _metrics = compiled(states[n], batch, hypers)
+            jax.block_until_ready(states[n])
+
+        began = time.perf_counter()
+        on_threads(of_one, range(loops))
+        return time.perf_counter() - began
+
+    steps(WARM)
+    compile_seconds = time.perf_counter() - began
+    one = steps(1)
+    count = max(TIMED, min(round(AT_LEAST / one), 100))
+    return Measured(of, width, steps(count) / count / width, needed, compile_seconds)
 
 
 def bytes_of(compiled: Any) -> int:
@@ -99,28 +123,42 @@ def choose(program: Program, group: Group, asked: int | None, say: Callable[[str
         if asked % least:
             raise UserError(f"--width is {asked}; the mesh has {least} devices, so give a multiple of {least}")
         return measure(program, asked, shared)
-    known, key = _remembered(), _key(program, group, shared)
-    if key in known and least <= known[key] <= max(count, least):
-        return measure(program, known[key], shared)
+    key = _key(program, group, shared)
+    if known := _remembered().get(key):
+        how, width = known
+        if least <= width <= max(count, least):
+            return measure(program, width, shared, how=how)
     best = measure(program, least, shared)
-    width = 2 * least
-    while width <= count:
-        left = best.seconds * group.config.steps * count
-        if best.compile_seconds > WORTH * left:
-            return best  # not remembered: a longer sweep may look further
+    if jax.default_backend() == "cpu" and least == 1:
+        best, _ = _widened(best, "threads", min(count, os.cpu_count() or 1), program, group, say)
+    best, sure = _widened(best, "vmap", count, program, group, say)
+    if sure:
+        _remember(key, (best.how, best.width))
+    return best
+
+
+def _widened(
+    best: Measured, how: str, most: int, program: Program, group: Group, say: Callable[[str], None]
+) -> tuple[Measured, bool]:
+    """The fastest of what was measured and of 2, 4, ... times the least width, and whether a longer sweep would look no further."""
+    width = 2 * program.mesh.size
+    while width <= most:
+        left = best.seconds * group.config.steps * len(group.trials)
+        worth = WORTH_ON_CPU if jax.default_backend() == "cpu" else WORTH
+        if how == "vmap" and best.compile_seconds > worth * left:
+            return best, False
         try:
-            wider = measure(program, width, shared)
+            wider = measure(program, width, shares_data(group), how=how)
         except (TooWide, jax.errors.JaxRuntimeError) as error:
             say(f"width {width} does not fit: {str(error).splitlines()[0]}")
             break
         say(
-            f"width {width}: {wider.seconds * 1e3:.3g} ms a member's step, {best.seconds * 1e3:.3g} at width {best.width}"
+            f"width {width}, {how}: {wider.seconds * 1e3:.3g} ms a member's step, {best.seconds * 1e3:.3g} at width {best.width}"
         )
         if wider.seconds * FASTER > best.seconds:
             break
         best, width = wider, width * 2
-    _remember(key, best.width)
-    return best
+    return best, True
 
 
 def shares_data(group: Group) -> bool:
@@ -138,14 +176,18 @@ def _file() -> Path:
     return Path(research_cache_dir()).expanduser() / "sweep-widths.json"
 
 
-def _remembered() -> dict[str, int]:
+def _remembered() -> dict[str, tuple[str, int]]:
     try:
         found = json.loads(_file().read_text())
-        return {key: width for key, width in found.items() if isinstance(width, int) and width > 0}
-    except (OSError, ValueError, AttributeError):
+        return {
+            key: (how, width)
+            for key, (how, width) in found.items()
+            if how in HOW and isinstance(width, int) and width > 0
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(key: str, width: int) -> None:
+def _remember(key: str, found: tuple[str, int]) -> None:
     _file().parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(_file(), json.dumps({**_remembered(), key: width}).encode())
+    write_atomically(_file(), json.dumps({**_remembered(), key: found}).encode())

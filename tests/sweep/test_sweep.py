@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from research.core import config as C
 from research.core.errors import UserError
 from research.sweep import results
 from research.sweep.execute import Execution
-from research.sweep.members import Member, Together, alone, together
+from research.sweep.members import Member, Together, looped, on_threads, together
 from research.sweep.plan import Trial, groups
 from research.sweep.sweep import to_stderr
 from research.train import config as T
@@ -60,7 +61,11 @@ def test_members_together_are_the_members_alone(sweep, own_order):
     asked = sweep({RATE: [1e-3, 3e-3], "seed": [3, 4], **({} if own_order else {"data_seed": [7]})})
     execution, one_by_one = members_of(asked)
     for member in one_by_one:
-        alone(member, 12)
+        looped([member], 12)
+    _, on_few = members_of(asked)
+    looped(on_few, 6)
+    looped(on_few, 12)
+    assert [(m.train, m.evals) for m in on_few] == [(m.train, m.evals) for m in one_by_one]
     _, at_once = members_of(asked)
     of = Together(
         execution.programs[execution.groups[0].program_key], 5, shared=not own_order
@@ -258,23 +263,50 @@ def test_what_fits_no_memory_even_alone_is_refused(sweep, monkeypatch):
         sweep({RATE: "1"}, width=None).run()
 
 
-def test_the_width_is_measured_and_remembered(sweep, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("vmapped", "tried", "best"),
+    [
+        ([0.6, 0.4, 0.39], ["vmap 1", "threads 2", "threads 4", "vmap 2", "vmap 4", "vmap 8"], "vmap 4"),
+        ([0.79], ["vmap 1", "threads 2", "threads 4", "vmap 2"], "threads 2"),
+    ],
+)
+def test_the_width_is_measured_and_remembered(sweep, monkeypatch, tmp_path, vmapped, tried, best):
     from research.sweep import width
 
     monkeypatch.setenv("RESEARCH_CACHE", str(tmp_path / "cache"))
-    seconds, measured = {1: 1.0, 2: 0.6, 4: 0.4, 8: 0.39}, []
+    monkeypatch.setattr(width.os, "cpu_count", lambda: 4)
+    seconds = {"vmap 1": 1.0, "threads 2": 0.8, "threads 4": 0.78}
+    seconds |= {f"vmap {2 << n}": took for n, took in enumerate(vmapped)}
+    measured = []
 
-    def measure(program, members, shared):
-        measured.append(members)
-        return width.Measured(program, members, seconds[members], 1, 0.0)
+    def measure(program, members, shared, how="vmap"):
+        measured.append(f"{how} {members}")
+        of = Together(program, members, shared) if how == "vmap" and members > 1 else program
+        return width.Measured(of, members, seconds[measured[-1]], 1, 0.0)
 
     monkeypatch.setattr(width, "measure", measure)
     asked = sweep({RATE: [float(x) for x in range(1, 10)]}, width=None)
-    for tried in ([1, 2, 4, 8], [4]):
+    for expected in (tried, [best]):
         execution = Execution(asked, asked.planned(), to_stderr)
         execution.prepare()
-        assert execution.width_of(execution.groups[0]).width == 4 and measured == tried
+        found = execution.width_of(execution.groups[0])
+        assert f"{found.how} {found.width}" == best and measured == expected
         measured.clear()
+
+
+def test_an_error_on_one_thread_ends_all():
+    ended = []
+
+    def work(n, stopped):
+        if n == 1:
+            raise ValueError("the second")
+        while not stopped():
+            time.sleep(0.01)
+        ended.append(n)
+
+    with pytest.raises(ValueError, match="the second"):
+        on_threads(work, range(3))
+    assert sorted(ended) == [0, 2]
 
 
 SPREAD = """
