@@ -37,6 +37,13 @@ class Dimension:
     low: float = 0.0
     high: float = 0.0
 
+    @property
+    def count(self) -> float:
+        """How many different values there are."""
+        if self.values is not None:
+            return len(self.values)
+        return math.inf if self.low < self.high else 1
+
     def at(self, u: float) -> Any:
         """The value at a place `u` in [0, 1): uniform places give what random search draws."""
         if self.values is not None:
@@ -59,7 +66,7 @@ class Space:
                 raise UserError(
                     f"{one.field} is a range; a grid needs points: {one.scale}:{one.low:g}:{one.high:g}:N, or --search random"
                 )
-        count = math.prod(len(one.values or ()) for one in self.dimensions)
+        count = math.prod(one.count for one in self.dimensions)
         if count > LARGEST:
             raise UserError(
                 f"the grid has {count:,} members; at most {LARGEST:,}. Give fewer values, or --search random --trials N"
@@ -68,10 +75,23 @@ class Space:
         return (dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*(one.values or () for one in self.dimensions)))  # fmt: skip
 
     def random(self, trials: int, seed: int) -> Iterator[dict[str, Any]]:
-        """So many draws, each field by itself. Draw n depends on (seed, n) alone."""
-        for n in range(trials):
-            places = np.random.default_rng([seed, n]).random(len(self.dimensions))
-            yield {one.field: one.at(u) for one, u in zip(self.dimensions, places.tolist(), strict=True)}
+        """So many draws, each field by itself and no two the same. The first n are the same however many follow. Raises UserError for more than
+        there are."""
+        count = math.prod(one.count for one in self.dimensions)
+        if trials > count:
+            raise UserError(
+                f"--trials is {trials}, but the space has {count} choices; give --trials {count}, or --search grid"
+            )
+        return itertools.islice(self._draws(seed), trials)
+
+    def _draws(self, seed: int) -> Iterator[dict[str, Any]]:
+        names, seen = [one.field for one in self.dimensions], set()
+        for n in itertools.count():
+            places = np.random.default_rng([seed, n]).random(len(names))
+            chosen = tuple(one.at(u) for one, u in zip(self.dimensions, places.tolist(), strict=True))
+            if chosen not in seen:
+                seen.add(chosen)
+                yield dict(zip(names, chosen, strict=True))
 
 
 def space(base: Any, specs: Mapping[str, Any]) -> Space:

@@ -7,6 +7,7 @@ of the study, and one whose count stands still, by the clock of who looks, is de
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ SAMPLERS = {
     "qmc": "QMCSampler",
     "nsgaii": "NSGAIISampler",
 }
+NEEDS = {"gp": ("torch",), "cmaes": ("cmaes",)}  # other packages, which Optuna imports in the middle of a study
 PRUNERS = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner", "hyperband": "HyperbandPruner"}
 # Attributes. Of a study: what sweep it is, and the beats of its workers. Of a trial: the choice it stands for again, its worker, its results.
 SWEEP, BEAT, CHOICE, WORKER, LINES = "sweep", "beat:", "choice", "worker", "lines"
@@ -122,10 +124,15 @@ def _first_line(error: BaseException) -> str:
 def sampler_of(search: str, seed: int, made: int) -> Any:
     """One of Optuna's samplers, seeded for the proposal after `made` others, so that those of one worker alone are the same in each run."""
     options: dict[str, Any] = {"multivariate": True, "constant_liar": True} if search == "tpe" else {}
-    try:
-        return getattr(optuna_module().samplers, SAMPLERS[search])(seed=(seed * 1_000_003 + made) % 2**31, **options)
-    except ImportError as error:
-        raise UserError(f"--search {search} of Optuna needs another package: {_first_line(error)}") from error
+    return getattr(optuna_module().samplers, SAMPLERS[search])(seed=(seed * 1_000_003 + made) % 2**31, **options)
+
+
+def check_installed(search: str) -> None:
+    """Raises UserError where a sampler's packages are missing."""
+    optuna_module()
+    for package in NEEDS.get(search, ()):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--search {search} of Optuna needs another package: pip install {package}")
 
 
 def pruner_of(name: str) -> Any:

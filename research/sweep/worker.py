@@ -31,6 +31,7 @@ POLL = 1.0  # seconds between two looks at a storage where all choices are with 
 def run(sweep: "Sweep", say: Report, plan_only: bool = False) -> tuple[list[dict[str, Any]], int]:
     """Works on a sweep's study until it is complete, and writes its folder. Returns all results, and how many trials there shall be. Raises UserError
     for a storage that cannot be reached, and for a study of another sweep."""
+    S.check_installed(sweep.search)
     made, by_sampler = Made(), sweep.search in S.SAMPLERS
     checked = Execution(sweep, _corners(sweep) if by_sampler else sweep.planned(), say, made)
     checked.prepare()

@@ -95,7 +95,7 @@ def test_a_grid_is_every_combination_the_last_field_fastest():
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30))
-def test_random_draws_depend_on_seed_and_number_alone_and_lie_within(seed, trials):
+def test_random_draws_depend_on_the_seed_alone_and_lie_within(seed, trials):
     found = space(Config(), {RATE: "log:1e-4:1e-2", DECAY: "lin:0:1", STEPS: "int:3:5", KIND: "adamw,lion"})
     draws = list(found.random(trials, seed))
     assert draws == list(found.random(trials + 3, seed))[:trials]
@@ -106,6 +106,15 @@ def test_random_draws_depend_on_seed_and_number_alone_and_lie_within(seed, trial
             and one[STEPS] in (3, 4, 5)
             and one[KIND] in ("adamw", "lion")
         )
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_random_draws_of_few_choices_are_all_different(seed, trials):
+    found = space(Config(), {STEPS: "int:3:5", KIND: "adamw,lion", RATE: "log:0.1:0.1"})
+    draws = [tuple(one.values()) for one in found.random(trials, seed)]
+    assert len(set(draws)) == trials and draws == [tuple(one.values()) for one in found.random(6, seed)][:trials]
+    with pytest.raises(UserError, match="--trials is 7, but the space has 6 choices"):
+        found.random(7, seed)
 
 
 def test_random_draws_are_uniform_on_their_scale():

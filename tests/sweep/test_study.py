@@ -149,6 +149,14 @@ def test_a_search_goes_on_and_its_choices_are_those_of_one_that_was_not_cut_off(
     assert [line["trial"] for line in sorted(again.lines, key=lambda one: one["trial"])] == list(range(10))
 
 
+def test_a_sampler_whose_package_is_missing_is_refused_before_anything_trains(sweep, monkeypatch):
+    monkeypatch.setitem(S.NEEDS, "nsgaii", ("no_such_package",))
+    asked = sweep({RATE: "log:1e-4:1e-1"}, search="nsgaii", trials=2)
+    with pytest.raises(UserError, match="--search nsgaii of Optuna needs another package: pip install no_such_package"):
+        asked.run()
+    assert not asked.folder.exists()
+
+
 def test_a_grid_on_a_storage_has_the_results_of_a_grid_alone(sweep, tmp_path):
     space, url = {RATE: [1e-3, 3e-3, 1e-2]}, f"sqlite:///{tmp_path / 'study.db'}"
     alone = sweep(space, seeds=2).run()
