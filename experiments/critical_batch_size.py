@@ -28,7 +28,7 @@ class Arguments:
 
     target_loss: float = 2.3  # held-out nats a token
     batch_sizes: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
-    rates: str = "log:2e-3:1.6e-2:4"
+    rates: str = "log:1e-3:1.6e-2:5"
     steps: int = 150  # at most, of an endless batch; twice as many at batch size 32, as the law has it
     out: str = "sweeps/critical_batch_size"
     debug: bool = False

@@ -65,7 +65,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.axhline(1, lw=0.8, ls=":", color="black")
     axes.set(
         xscale="log",
-        yscale="log",
+        ylim=(0, 1.15 * max([1, *(row["ratio"] for row in known)])),
         xlabel="parameters",
         ylabel="tokens/s, vmapped / looped",
         title=jax.devices()[0].device_kind,

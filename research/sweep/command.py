@@ -81,9 +81,8 @@ def specs_in(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     specs: dict[str, str] = {}
     others = []
     for word in argv:
-        found = re.fullmatch(
-            r"([A-Za-z_][\w.-]*)=(.*)", word, re.DOTALL
-        )  # an option's value may have a = in it, as a URL
+        # a word that starts as a field's name does: an option's value may have a = in it as well, as a URL
+        found = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", word, re.DOTALL)
         if found is None:
             others.append(word)
             continue
