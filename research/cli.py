@@ -82,6 +82,13 @@ def mup_check(argv: Sequence[str]) -> int:
     return mup_command.main(argv)
 
 
+def plan(argv: Sequence[str]) -> int:
+    """EXPERIMENT|PRESET --topology NAME: whether it fits hardware that is not there, how it is split, what it sends, how fast it should be"""
+    from research.scale import command
+
+    return command.main(argv)
+
+
 def scaling(argv: Sequence[str]) -> int:
     """fit TABLE.csv: a scaling law of runs, with intervals, and the best size for a budget"""
     from research.sweep import scaling_command
@@ -107,6 +114,7 @@ VERBS = {
     "compare": compare,
     "mup-check": mup_check,
     "scaling": scaling,
+    "plan": plan,
     "bench": bench,
 }
 

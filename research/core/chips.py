@@ -1,8 +1,4 @@
-"""What the hardware can do: one table of published peaks, and a measured matrix product where nothing is published (CPUs).
-
-Dense bfloat16 figures without sparsity. Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA data sheets (A100 SXM, H100
-SXM, H200 SXM, L4).
-"""
+"""What the hardware can do: one table of published peaks, and a measured matrix product where nothing is published (CPUs)."""
 
 import dataclasses
 import re
@@ -14,24 +10,39 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak dense bfloat16 FLOP/s, memory in bytes, memory bandwidth in bytes/s."""
+    """What is published of a chip. Of one with several devices (`TPU7x` has two) all figures are those of one device.
+
+    `flops`: peak dense bfloat16 FLOP/s, without sparsity; `memory`: bytes; `bandwidth`: of the memory, bytes/s; `link`: bytes/s out of it to
+    the chips of its slice or node, over all its links together; `network`: bytes/s out of it to others; `dimensions`: of the torus that the
+    links make, 0 for a switch; `usable`: bytes of the memory that a program may fill, where known.
+    """
 
     name: str
     flops: float
     memory: float
     bandwidth: float
+    link: float | None = None
+    network: float | None = None
+    dimensions: int = 0
+    usable: float | None = None
 
 
+# Google's figures: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), whose link bandwidths are of both directions, and networks in
+# Gbit/s a chip or a pod; NVIDIA's: the data sheets of A100 SXM, H100 SXM, H200 SXM, B200 (HGX) and L4, whose NVLink bandwidths are of both
+# directions too; one network card of 400 Gbit/s a GPU, as in DGX H100, of 200 for A100. `usable` is what libtpu 0.0.42 says of an allocation
+# that does not fit. Read 2026-11.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("TPU v4", 275e12, 32e9, 1228e9),
-        Chip("TPU v5e", 197e12, 16e9, 819e9),
-        Chip("TPU v5p", 459e12, 95e9, 2765e9),
-        Chip("TPU v6e", 918e12, 32e9, 1640e9),
-        Chip("A100", 312e12, 80e9, 2039e9),
-        Chip("H100", 989e12, 80e9, 3350e9),
-        Chip("H200", 989e12, 141e9, 4800e9),
+        Chip("TPU v4", 275e12, 32e9, 1228e9, dimensions=3),
+        Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, 3.125e9, 2, 15.75 * 2**30),
+        Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, 6.25e9, 3, 95.74 * 2**30),
+        Chip("TPU v6e", 918e12, 32e9, 1640e9, 400e9, 12.5e9, 2, 31.25 * 2**30),
+        Chip("TPU7x", 1153.5e12, 96e9, 3690e9, 300e9, 6.25e9, 3),
+        Chip("A100", 312e12, 80e9, 2039e9, 300e9, 25e9),
+        Chip("H100", 989e12, 80e9, 3350e9, 450e9, 50e9),
+        Chip("H200", 989e12, 141e9, 4800e9, 450e9, 50e9),
+        Chip("B200", 2250e12, 180e9, 7700e9, 900e9, 50e9),
         Chip("L4", 121e12, 24e9, 300e9),
     )
 }

@@ -5,6 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from research.core import sharding
+
 DTypeName = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
@@ -17,7 +19,7 @@ def compute_dtype(requested: DTypeName, params_dtype) -> jnp.dtype:
         return jnp.dtype(requested)
     if jnp.dtype(params_dtype) == jnp.float64:
         return jnp.dtype("float64")
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype("float32" if sharding.platform() == "cpu" else "bfloat16")
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -24,12 +24,12 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(*setting) for setting in settings)
 
 
-def runs_often() -> dict[str, Any]:
+def runs_often(platform: str) -> dict[str, Any]:
     """XLA's options for a program that runs many times, `jax.jit(compiler_options=)`: on a CPU, the analysis that lets a donated state be
     updated in place, as on other devices; without it every step begins by copying the whole state (4% of GPT-2 small's step). With
     jaxlib 0.10 also its older code generator, some percent faster with small models; later releases have no such choice.
     """
-    if not _on_cpu():
+    if platform != "cpu":
         return {}
     older = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
     return {"xla_cpu_copy_insertion_use_region_analysis": True, **older}

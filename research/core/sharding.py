@@ -5,25 +5,26 @@ Parameters name their axes in `Param.axes`, activations at the few places that c
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.core import params as P
 from research.core.errors import UserError
 
-MESH_AXES = ("member", "data", "fsdp", "tensor", "sequence", "expert", "stage")
+MESH_AXES = ("member", "data", "stage", "fsdp", "expert", "sequence", "tensor")  # the last talk most: neighbours, as far as there are some
 
 # Logical axis -> the mesh axes that it is spread over, in this order. Axes that a mesh lacks, or has at size 1, drop out.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "sequence": ("sequence",),
-    "residual": (),
+    "stream": ("sequence", "tensor"),  # positions of the residual stream between the layers' branches
     "layers": (),
     "vocab": ("tensor",),
     "positions": (),
@@ -37,11 +38,11 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse_mesh(text: str, device_count: int) -> dict[str, int]:
-    """`auto` (all devices under `fsdp`... of size 1 on one device) or `data=2,fsdp=4` as `{axis: size}`; the product must be the
+def parse_mesh(text: str, device_count: int, slices: int = 1) -> dict[str, int]:
+    """`auto` (all devices of a slice under `fsdp`, the slices under `data`) or `data=2,fsdp=4` as `{axis: size}`; the product must be the
     number of devices. Raises UserError otherwise."""
     if text == "auto":
-        return {"fsdp": device_count}
+        return {**({"data": slices} if slices > 1 else {}), "fsdp": device_count // slices}
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
@@ -55,10 +56,25 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(text: str = "auto") -> Mesh:
-    """A mesh over all devices of all hosts."""
-    sizes = parse_mesh(text, jax.device_count())
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+def make_mesh(text: str = "auto", devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices`, or all of all hosts. Slices (or nodes of GPUs, whose devices say which they are on) differ along the first of
+    `data`, `stage` and `fsdp` that their number divides. Raises UserError where none is."""
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    asked = parse_mesh(text, len(devices), slices)
+    sizes = {axis: asked[axis] for axis in MESH_AXES if axis in asked}
+    shape, outer = list(sizes.values()), [1] * len(sizes)
+    if slices > 1:
+        across = next((axis for axis in ("data", "stage", "fsdp") if sizes.get(axis, 1) % slices == 0), None)
+        if across is None:
+            raise UserError(f"mesh {text!r}: {slices} slices have to differ along an axis; make data, stage or fsdp a multiple of {slices}")
+        place = list(sizes).index(across)
+        shape[place], outer[place] = shape[place] // slices, slices
+    if slices > 1:
+        laid = mesh_utils.create_hybrid_device_mesh(shape, outer, devices, allow_split_physical_axes=True)
+    else:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | Any, rules=RULES) -> PartitionSpec:
@@ -80,9 +96,19 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | Any,
     return PartitionSpec(*out)
 
 
+def param_spec(p: P.Param, mesh: Mesh | Any, rules=RULES) -> PartitionSpec:
+    """Where a parameter lives. Norm scales and biases are whole under `fsdp`: they are small, and each would be a message of its own."""
+    return spec(p.axes, p.shape, mesh, without(rules, "fsdp") if p.kind == "vector" else rules)
+
+
+def without(rules: dict[str, tuple[str, ...]], axis: str) -> dict[str, tuple[str, ...]]:
+    """The rules of a mesh that lacks an axis."""
+    return {name: tuple(a for a in axes if a != axis) for name, axes in rules.items()}
+
+
 def shardings(specs: P.Tree, mesh: Mesh, rules=RULES) -> P.Tree:
     """The tree of NamedSharding for a spec tree."""
-    return P.tree_map(lambda p: NamedSharding(mesh, spec(p.axes, p.shape, mesh, rules)), specs)
+    return P.tree_map(lambda p: NamedSharding(mesh, param_spec(p, mesh, rules)), specs)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -94,8 +120,11 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(dict(mesh.shape).get(axis, 1) for axis in RULES["batch"])
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError when the rows of one pass cannot be split evenly over the devices."""
+def check_batch(batch_size: int, mesh: Mesh, length: int | None = None) -> None:
+    """Raises UserError when the rows of one pass, or their `length` in tokens, cannot be split evenly over the devices."""
+    parts = math.prod(dict(mesh.shape).get(axis, 1) for axis in RULES["stream"])
+    if length is not None and length % parts:
+        raise UserError(f"rows of {length} tokens cannot be split over {parts} devices (sequence x tensor); use a multiple of {parts}, or another --mesh")
     shards = batch_shards(mesh)
     if batch_size % shards:
         raise UserError(
@@ -117,8 +146,9 @@ def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def use(mesh: Mesh | None) -> Iterator[None]:
-    """Makes `constrain` act on `mesh` for what is traced inside; None leaves single-device code untouched."""
-    with jax.set_mesh(mesh) if mesh is not None and mesh.size > 1 else contextlib.nullcontext():
+    """Makes `constrain` act on `mesh` for what is traced inside; None, or one device of this process, leaves the code untouched."""
+    ours = mesh is None or (mesh.size == 1 and mesh.devices.flat[0] in jax.local_devices())
+    with contextlib.nullcontext() if ours else jax.set_mesh(mesh):
         yield
 
 
@@ -133,6 +163,14 @@ def axis_size(axis: str) -> int:
     """How many devices the mesh in use has along an axis: 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
+
+
+def platform() -> str:
+    """What the code that is traced will run on, cpu, gpu or tpu: the devices of the mesh in use, which may be of another machine."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    name = None if device is None else device.platform
+    return jax.default_backend() if name is None else {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def is_spread() -> bool:
@@ -156,11 +194,11 @@ def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
     if not is_spread():
         return cast(tree, specs, dtype)
     mesh = jax.sharding.get_abstract_mesh()
-    whole = {name: tuple(a for a in axes if a != "fsdp") for name, axes in RULES.items()}
+    whole = without(RULES, "fsdp")
 
     def one(w, p):
         used = w.dtype if p.keeps_precision else dtype
-        return _gather(w, spec(p.axes, p.shape, mesh), spec(p.axes, p.shape, mesh, whole), used)
+        return _gather(w, param_spec(p, mesh), param_spec(p, mesh, whole), used)
 
     return jax.tree.map(one, tree, specs)
 
@@ -177,7 +215,7 @@ def _gather_forward(w, shard, whole, dtype):
 
 def _gather_backward(shard, whole, dtype, like, g):
     del whole, dtype
-    return (jax.lax.with_sharding_constraint(g.astype(like.dtype), shard),)
+    return (jax.lax.with_sharding_constraint(g, shard).astype(like.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

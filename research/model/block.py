@@ -134,14 +134,17 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
 
     def branch(function, name, x_BTD):
         before = "attention_norm" if config.residual == "parallel-shared" else f"{name}_norm"
-        y_BTD, extra = function(norm(x_BTD, p[before], config) if before in p else x_BTD)
+        x_BTD = norm(x_BTD, p[before], config) if before in p else x_BTD
+        # over `tensor` a branch reads every position and has a share of the heads or channels; the stream has a share of the positions
+        y_BTD, extra = function(sharding.constrain(x_BTD, "batch", "sequence", None))
+        y_BTD = checkpoint_name(sharding.constrain(y_BTD, "batch", "stream", None), "products")
         if config.norm_placement in ("sandwich", "branch-output"):
             y_BTD = norm(y_BTD, p[f"{name}_post_norm"], config)
         return dropout(y_BTD, context.dropout, None if key is None else rng.fold(key, name)), extra
 
     def join(x_BTD, name):
         x_BTD = norm(x_BTD, p[f"{name}_post_norm"], config) if config.norm_placement == "post" else x_BTD
-        return sharding.constrain(x_BTD, "batch", "sequence", "residual")
+        return sharding.constrain(x_BTD, "batch", "stream", None)
 
     def stream(x_BTD):
         return x_BTD if config.residual_scale == 1 else x_BTD * jnp.asarray(config.residual_scale, x_BTD.dtype)
@@ -159,7 +162,7 @@ def _project(p, x_BTD, config: ModelConfig, slot: Slot, context: Context):
     """Queries (B, T, N, H), keys and values (B, T, K, H), normed and rotated."""
     own = slot.pattern == "sliding" and context.sliding_rope is not None
     rope = context.sliding_rope if own else context.rope
-    q_BTNH, k_BTKH, v_BTKH = project(x_BTD, p, INPUT_PROJECTIONS)
+    q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, "products") for x in project(x_BTD, p, INPUT_PROJECTIONS))
     if config.qk_norm != "none":
         axes = 2 if config.qk_norm == "whole" else 1
         q_BTNH, k_BTKH = norm(q_BTNH, p["query_norm"], config, axes), norm(k_BTKH, p["key_norm"], config, axes)

@@ -174,7 +174,7 @@ class ModelConfig:
         "gpt2"  # zero: projections into the residual stream start at 0
     )
     dtype: DTypeName = "auto"
-    attention: Literal["auto", "plain", "blocked", "cudnn"] = "auto"
+    attention: Literal["auto", "plain", "blocked", "cudnn", "splash"] = "auto"
     family: str | None = (
         None  # a label: in whose published format the weights go out; None: the first that can hold them
     )

@@ -19,7 +19,7 @@ def weights(params: P.Tree, dtype) -> tuple[jax.Array, jax.Array | None]:
     """`(unembedding (D, V), bias (V,) or None)`; a tied model unembeds with its embedding's transpose."""
     unembed = params.get("unembed", {})
     w_DV = unembed["kernel"] if "kernel" in unembed else params["embed"]["tokens"].T
-    return w_DV.astype(dtype), unembed.get("bias")
+    return sharding.gather(w_DV, P.Param(w_DV.shape, ("embed", "vocab"), P.ZEROS, inputs=1), dtype), unembed.get("bias")
 
 
 def prepared(params: P.Tree, dtype) -> P.Tree:
@@ -41,6 +41,7 @@ def _by_rows(params: P.Tree, x_BTD: jax.Array) -> jax.Array:
 
 def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits (B, T, V) in at least float32."""
+    x_BTD = sharding.constrain(x_BTD, "batch", "sequence", None)
     if config.logit_scale != 1:
         x_BTD = x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype)
     if "layers" in params and not sharding.is_spread():
@@ -48,7 +49,7 @@ def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     else:
         w_DV, b_V = weights(params, x_BTD.dtype)
         V = w_DV.shape[1]
-        pad = 0 if jax.default_backend() == "cpu" else -V % PAD_TO
+        pad = 0 if sharding.platform() == "cpu" else -V % PAD_TO
         y_BTV = dot(x_BTD, jnp.pad(w_DV, ((0, 0), (0, pad))) if pad else w_DV)
         y_BTV = at_least_float32(y_BTV[..., :V] if pad else y_BTV)
     y_BTV = y_BTV if b_V is None else y_BTV + beside(b_V, y_BTV)

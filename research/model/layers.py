@@ -42,7 +42,7 @@ def dot(x: jax.Array, w: jax.Array, b: jax.Array | None = None, *, inputs: int =
 def _product(x_RI: jax.Array, w_IO: jax.Array) -> jax.Array:
     """`x W` of two matrices. On a CPU the gradient of a W with more rows than columns is computed as its transpose: XLA's product there
     is up to 1.6 times as fast for a result that is wider than high."""
-    if jax.default_backend() != "cpu" or w_IO.shape[0] <= w_IO.shape[1]:
+    if sharding.platform() != "cpu" or w_IO.shape[0] <= w_IO.shape[1]:
         return x_RI @ w_IO
     return jnp.asarray(_high_product(x_RI, w_IO))
 
@@ -86,7 +86,7 @@ def _rows_product(x: jax.Array, w: Rows, inputs: int) -> tuple[jax.Array, ...]:
     x_RI = x.reshape(-1, w.w_OI.shape[1])
     if len(x_RI) == 1:  # as a product with a vector: compilers know that one as such
         y = (w.w_OI @ x_RI[0])[None]
-    elif len(x_RI) <= FEW_ROWS and jax.default_backend() == "cpu":
+    elif len(x_RI) <= FEW_ROWS and sharding.platform() == "cpu":
         y = jax.lax.optimization_barrier(w.w_OI @ x_RI.T).T  # or XLA would turn the product around
     else:
         y = jax.lax.dot_general(x_RI, w.w_OI, (((1,), (1,)), ((), ())))
@@ -98,10 +98,10 @@ def _rows_product(x: jax.Array, w: Rows, inputs: int) -> tuple[jax.Array, ...]:
 def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
     """`x W + b` for several W that read the same x (queries, keys, values; a gate and what it gates).
 
-    On one device they are one product of the concatenated weights, a good deal faster than several narrow ones, forward and back; over
-    a tensor-sharded mesh each stays by itself, since their shards do not concatenate.
+    On one device they are one product of the concatenated weights, a good deal faster than several narrow ones, forward and back; on a
+    mesh each stays by itself: shards do not concatenate, and the gradient of each is reduced onto its own.
     """
-    if sharding.axis_size("tensor") > 1:
+    if sharding.is_spread():
         return tuple(dot(x, w, b) for w, b in zip(ws, bs, strict=True))
     outs = [w.shape[1:] for w in ws]
     sizes = [math.prod(out) for out in outs]
@@ -146,7 +146,7 @@ def activate(x: jax.Array, gate: jax.Array | None, kind: str) -> jax.Array:
 def _gelu(x: jax.Array, tanh: bool) -> jax.Array:
     """GELU (arXiv 1606.08415), exact or by GPT-2's approximation with tanh. On a CPU its derivative is computed along with it and kept for
     the gradient: two arrays instead of the three that XLA keeps, and one product going back."""
-    if jax.default_backend() != "cpu":
+    if sharding.platform() != "cpu":
         return jax.nn.gelu(x, approximate=tanh)
     return jnp.asarray(_gelu_keeping_derivative(x, tanh))
 
@@ -197,10 +197,12 @@ def _lookup_forward(table_VD, tokens, dtype):
 
 def _lookup_backward(dtype, residuals, g):
     vocab, tokens, like = residuals
-    ids, rows = tokens.reshape(-1), g.reshape(-1, g.shape[-1]).astype(like.dtype)
+    ids, rows = tokens.reshape(-1), g.reshape(-1, g.shape[-1])
+    # every device adds up its share of the width, for all tokens: rows travel once, and no gradient of the whole table is ever reduced
+    ids, rows = sharding.constrain(ids, None), sharding.constrain(rows, None, "embed").astype(like.dtype)
     if vocab <= ONE_HOT_VOCABULARY:
         return jax.nn.one_hot(ids, vocab, dtype=rows.dtype).T @ rows, None
-    if jax.default_backend() == "cpu":  # a serial loop over the rows, which is what a CPU does best
+    if sharding.platform() == "cpu":  # a serial loop over the rows, which is what a CPU does best
         return jnp.zeros((vocab, rows.shape[-1]), rows.dtype).at[ids].add(rows), None
     order = jnp.argsort(ids)
     return jax.ops.segment_sum(rows[order], ids[order], vocab, indices_are_sorted=True), None

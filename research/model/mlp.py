@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from research.core import params as P
 from research.core import sharding
@@ -59,7 +60,7 @@ def inner_names(config: ModelConfig) -> tuple[str, ...]:
 
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     """(B, T, D) to (B, T, D)."""
-    h_BTF, *gate = project(x_BTD, p, inner_names(config))
+    h_BTF, *gate = (checkpoint_name(h_BTF, "products") for h_BTF in project(x_BTD, p, inner_names(config)))
     gate_BTF = gate[0] if gate else None
     h_BTF = sharding.constrain(activate(h_BTF, gate_BTF, config.activation), "batch", "sequence", "mlp")
     return project(h_BTF, p, ("out",))[0]

@@ -98,7 +98,7 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, written_BT: jax.Arra
         y_BTD = y_BTD + (
             shared_BTD * jax.nn.sigmoid(dot(x_BTD, p["shared_gate"])) if "shared_gate" in p else shared_BTD
         )
-    return sharding.constrain(y_BTD, "batch", "sequence", "residual"), aux
+    return sharding.constrain(y_BTD, "batch", "stream", None), aux
 
 
 def route(router_DE: jax.Array, x_BTD: jax.Array, moe: MoEConfig, written_BT: jax.Array | None = None):

@@ -170,7 +170,7 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
         x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)
     if config.embedding_norm:
         x_BTD = norm(x_BTD, p["norm"], config)
-    x_BTD = sharding.constrain(x_BTD, "batch", "sequence", "residual")
+    x_BTD = sharding.constrain(x_BTD, "batch", "stream", None)
     return dropout(x_BTD, context.dropout, None if key is None else rng.fold(key, "embed"))
 
 
@@ -184,7 +184,7 @@ def _remat(function, name: str, looped: bool):
         return function
     policy = {
         "full": None,
-        "matmuls": policies.dots_with_no_batch_dims_saveable,
+        "matmuls": policies.save_only_these_names("products"),
         "attention": policies.save_only_these_names("attention_output"),
     }[name]
     return jax.checkpoint(function, policy=policy, prevent_cse=not looped)

@@ -31,7 +31,7 @@ Weights = Callable[[jax.sharding.Mesh], P.Tree]
 # Of programs whose configs differ in traced numbers alone.
 SHARED = (
     "specs", "n_params", "flops_per_token", "batches", "held_out", "held_out_text", "state_shardings", "init", "step", "eval_params",
-    "_jitted_step", "_evaluate",
+    "jitted_step", "_evaluate",
 )  # fmt: skip
 EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
 
@@ -200,20 +200,21 @@ class Program:
         return S.make_step(loss, self.specs, config.optimizer, config.micro_batches, self.model.dropout is not None)
 
     @functools.cached_property
-    def _jitted_step(self) -> Any:
-        where, options = (self.state_shardings, None), host.runs_often()
+    def jitted_step(self) -> Any:
+        """The same, for `on_mesh` to call: what is lowered for devices that are not there."""
+        where, options = (self.state_shardings, None), host.runs_often(self.mesh.devices.flat[0].platform)
         return jax.jit(self.step_function, donate_argnums=0, out_shardings=where, compiler_options=options)
 
     @functools.cached_property
     def step(self) -> Any:
         """The jitted, donating `step(state, batch, hypers)`."""
-        return self.on_mesh(self._jitted_step)
+        return self.on_mesh(self.jitted_step)
 
     @functools.cached_property
     def compiled_step(self) -> Any:
         """The same compiled before its first call, so that it can be asked what memory it takes."""
         batch = self.put_batch(self.batches(0))
-        return self.on_mesh(self._jitted_step.lower)(self.abstract_state(), batch, self.hypers).compile()
+        return self.on_mesh(self.jitted_step.lower)(self.abstract_state(), batch, self.hypers).compile()
 
     def on_mesh(self, function: Any) -> Any:
         """`function` called, and so traced, with this program's mesh in use."""
@@ -266,7 +267,7 @@ class Program:
 def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> Program:
     """The program of a config on the devices that are here. Raises UserError when they, or the corpus, do not fit it."""
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size // config.micro_batches, mesh)
+    sharding.check_batch(config.batch_size // config.micro_batches, mesh, config.row_tokens)
     model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
     check_vocabulary(model, corpus)
     if model.fills_blanks != (config.task.kind == "infill"):

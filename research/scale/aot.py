@@ -1,0 +1,101 @@
+"""A train step compiled for devices that are not there.
+
+TPUs: libtpu compiles for any slice it knows, on any Linux machine (extra `plan-tpu`). Without it, and for CPUs, the step is partitioned for as many fake
+CPU devices, which tells its sharding and its collectives, though not how the chip's own compiler arranges memory.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from research.core import sharding
+from research.core.errors import UserError
+from research.scale.topology import Topology
+from research.train.program import Program
+
+# What lets libtpu compile on a machine that has no TPU: no look-up of metadata, no lock, no log files, some accelerator type.
+WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}  # fmt: skip
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for; `real`: whether their own compiler does it, or the fake CPU devices stand in for them."""
+
+    topology: Topology
+    devices: list[Any]
+    real: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step: its text, its bytes a device at the peak and as arguments, and the seconds it took. Of one that does not fit `text` is empty."""
+
+    text: str
+    peak: float
+    arguments: float
+    seconds: float
+    fits: bool = True
+
+
+def target(topology: Topology) -> Target:
+    """The devices of a topology. Call it before JAX has found its own. Raises UserError where they cannot be made up."""
+    jax.config.update("jax_platforms", "cpu")
+    if topology.platform == "tpu" and importlib.util.find_spec("libtpu") is not None:
+        from jax.experimental import topologies
+
+        os.environ.update(WITHOUT_TPU)
+        slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.shape, **slices)
+        return Target(topology, list(found.devices), True)
+    try:
+        jax.config.update("jax_num_cpu_devices", topology.devices)
+    except RuntimeError as error:
+        raise UserError(f"JAX has its devices already; plan for {topology.name} in a process of its own") from error
+    if jax.device_count() < topology.devices:
+        raise UserError(f"JAX has {jax.device_count()} devices already; plan for {topology.name} in a process of its own")
+    return Target(topology, jax.devices()[: topology.devices], topology.platform == "cpu")
+
+
+def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of a program by shapes, rows over the data axes: what `put_batch` makes."""
+    config = program.config
+    kinds: dict[str, Any] = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    if config.rows == "packed":
+        kinds["segments"] = jnp.int32
+    shape = (config.batch_size, config.row_tokens)
+    where = NamedSharding(program.mesh, sharding.spec(("batch", None), shape, program.mesh))
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in kinds.items()}
+
+
+def compile_step(program: Program, fast: bool = False) -> Compiled:
+    """Compiles the program's own step for its mesh. `fast`: with fewer of the compiler's optimisations, whose peak of memory may come out lower.
+
+    A step that the chip's compiler says does not fit is returned with what it would take. Raises UserError where it says anything else.
+    """
+    began = time.perf_counter()
+    lowered = program.on_mesh(program.jitted_step.lower)(program.abstract_state(), abstract_batch(program), program.hypers)
+    level = jax.config.jax_optimization_level  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_optimization_level", "O1" if fast else level)
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        took = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
+        if took is None:
+            raise UserError(f"the compiler refuses the step: {str(error).splitlines()[0][:300]}") from error
+        return Compiled("", float(took[1]) * UNITS[took[2]], np.nan, time.perf_counter() - began, fits=False)
+    finally:
+        jax.config.update("jax_optimization_level", level)
+    memory = compiled.memory_analysis()
+    return Compiled(compiled.as_text(), memory.peak_memory_in_bytes, memory.argument_size_in_bytes, time.perf_counter() - began)

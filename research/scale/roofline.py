@@ -1,0 +1,128 @@
+"""How long a step should take: what it computes, moves and sends, over what the chip is published to do, times what of that programs reach.
+
+    step = max(products / peak + attention / peak + bytes / bandwidth, messages that computation hides) + messages that it does not hide
+
+One set of constants for all chips, `REACHED`, fitted to the three published runs of docs/scale.md. Messages of weights and their gradients travel while layers
+compute; those of activations (`tensor`, `sequence`, `expert`) are waited for, but for what XLA hides of them.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from research.core import params as P
+from research.core.chips import Chip
+from research.model import flops, transformer
+from research.model.config import ModelConfig
+from research.scale.hlo import Collective
+from research.train.program import Program
+
+# Of each published peak, what is reached; of messages of activations, what is waited for.
+REACHED = {"products": 0.89, "attention": 0.4, "memory": 0.8, "link": 0.8, "network": 0.7, "waited": 0.6}
+# Passes of every layer besides the forward one and the two of the gradient, and of attention alone, which its own backward kernel repeats.
+RECOMPUTED = {"none": 0.0, "attention": 1.0, "matmuls": 0.0, "full": 1.0}
+BACKWARD_ATTENTION = 2.5  # of a fused kernel's forward products: scores again, then four for the gradients
+OPTIMIZER_PASSES = 7  # over the float32 parameters: gradient, two moments and weights read, three of them written
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a device does in a step: FLOPs of matrix products and of attention, bytes that it moves besides, each with what is recomputed."""
+
+    products: float
+    attention: float
+    moved: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Seconds of a step, and of each part of it; `bound_by`: the part that takes longest."""
+
+    seconds: float
+    parts: dict[str, float]
+
+    @property
+    def bound_by(self) -> str:
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
+def work(program: Program) -> Work:
+    """What a device does in a step of a program, its share of an even split."""
+    config, model, devices = program.config, program.model, program.mesh.size
+    tokens, again = config.step_tokens / devices, RECOMPUTED[model.remat]
+    head = 2 * model.V * model.width
+    slots = [slot for slots, repeats in model.segments for slot in slots * repeats]
+    seen = sum(4 * model.heads * model.H * flops.keys_per_query(slot, model, config.row_tokens) for slot in slots)
+    layers = flops.forward_flops_per_token(model, config.row_tokens) - seen - head
+    tiled = 1 if config.task.head_tile is not None else 0
+    half = 0.5  # of a square's keys a causal kernel reads
+    attention = seen * half * (1 + BACKWARD_ATTENTION + (1 if model.remat in ("full", "matmuls") else 0))
+    bytes_moved = 2 * _elements(model) * len(slots) * (3 + (1 if model.remat != "none" else 0))
+    state = OPTIMIZER_PASSES * 4 * P.count(transformer.specs(model)) / devices
+    return Work(
+        products=tokens * (layers * (3 + again) + head * (3 + tiled)), attention=tokens * attention, moved=tokens * bytes_moved + state
+    )
+
+
+def _elements(model: ModelConfig) -> float:
+    """Elements a token that a layer reads and writes outside of its products: the stream for norms and residuals, heads for rotations, the feed-forward's
+    inner width for its non-linearity."""
+    sparse = "moe" in model.feed_forward
+    inner = model.moe.top_k * (model.moe.width or model.F) if sparse else model.F
+    return 10 * model.width + 4 * inner + 6 * model.heads * model.H
+
+
+def predict(program: Program, chip: Chip, collectives: list[Collective], node: np.ndarray) -> Prediction:
+    """The step's prediction. `node`: which slice or node each device of the mesh is on, by its place among the partitions."""
+    done = work(program)
+    parts = {
+        "products": done.products / (chip.flops * REACHED["products"]), "attention": done.attention / (chip.flops * REACHED["attention"]),
+        "memory": done.moved / (chip.bandwidth * REACHED["memory"]), "weights": 0.0, "activations": 0.0,
+    }  # fmt: skip
+    waits = _activation_groups(program.mesh)
+    for one in collectives:
+        kind = "activations" if waits(one.groups) else "weights"
+        parts[kind] += message_seconds(one, chip, node, program)
+    computing = parts["products"] + parts["attention"] + parts["memory"]
+    return Prediction(max(computing, parts["weights"]) + REACHED["waited"] * parts["activations"], parts)
+
+
+def _activation_groups(mesh):
+    """Whether a group of devices differs along the axes that activations are sent over, and along no other."""
+    names, shape = list(mesh.shape), list(mesh.shape.values())
+    within = [i for i, name in enumerate(names) if name in ("tensor", "sequence", "expert", "stage")]
+
+    def waits(groups: np.ndarray) -> bool:
+        places = np.array(np.unravel_index(groups[0], shape))
+        differing = [i for i in range(len(shape)) if len(set(places[i].tolist())) > 1]
+        return bool(differing) and all(i in within for i in differing)
+
+    return waits
+
+
+def message_seconds(one: Collective, chip: Chip, node: np.ndarray, program: Program) -> float:
+    """Seconds of all executions of a collective, by the bytes that leave a device (of a ring, which is as good as any for large messages)."""
+    size = one.groups.shape[1]
+    sent = {
+        "all-gather": one.bytes * (size - 1) / size, "reduce-scatter": one.bytes * (size - 1), "all-reduce": 2 * one.bytes * (size - 1) / size,
+        "all-to-all": one.bytes * (size - 1) / size, "collective-permute": one.bytes,
+    }[one.kind]  # fmt: skip
+    if chip.link is None:
+        return 0.0
+    across = len(set(node[one.groups[0]].tolist())) > 1
+    if across:
+        return one.executed * sent / ((chip.network or chip.link) * REACHED["network"])
+    return one.executed * sent / (chip.link * share_of_links(one, chip, program) * REACHED["link"])
+
+
+def share_of_links(one: Collective, chip: Chip, program: Program) -> float:
+    """The share of a chip's links that lead along a group: of a torus, the dimensions in which its members differ; all of a switch's. A permute uses
+    one direction of them at a time, and is counted with the one that runs the other way."""
+    if chip.dimensions == 0:
+        return 1.0
+    devices = program.mesh.devices.reshape(-1)
+    members = [getattr(devices[i], "coords", None) for i in one.groups[0]]
+    if any(member is None for member in members):
+        return 1.0
+    differing = sum(len({member[i] for member in members if member is not None}) > 1 for i in range(3))
+    return max(1, differing) / chip.dimensions
