@@ -18,11 +18,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from research.core import params as P
 from research.core.errors import UserError
 
-MESH_AXES = ("member", "data", "stage", "fsdp", "expert", "sequence", "tensor")  # the last talk most: neighbours, as far as there are some
+MESH_AXES = (
+    "member",
+    "data",
+    "stage",
+    "fsdp",
+    "expert",
+    "sequence",
+    "tensor",
+)  # the last talk most: neighbours, as far as there are some
 
 # Logical axis -> the mesh axes that it is spread over, in this order. Axes that a mesh lacks, or has at size 1, drop out.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replicas": ("data",),  # rows whose other dimension is spread over `fsdp`
     "sequence": ("sequence",),
     "stream": ("sequence", "tensor"),  # positions of the residual stream between the layers' branches
     "layers": (),
@@ -67,7 +76,9 @@ def make_mesh(text: str = "auto", devices: Sequence[Any] | None = None) -> Mesh:
     if slices > 1:
         across = next((axis for axis in ("data", "stage", "fsdp") if sizes.get(axis, 1) % slices == 0), None)
         if across is None:
-            raise UserError(f"mesh {text!r}: {slices} slices have to differ along an axis; make data, stage or fsdp a multiple of {slices}")
+            raise UserError(
+                f"mesh {text!r}: {slices} slices have to differ along an axis; make data, stage or fsdp a multiple of {slices}"
+            )
         place = list(sizes).index(across)
         shape[place], outer[place] = shape[place] // slices, slices
     if slices > 1:
@@ -124,7 +135,9 @@ def check_batch(batch_size: int, mesh: Mesh, length: int | None = None) -> None:
     """Raises UserError when the rows of one pass, or their `length` in tokens, cannot be split evenly over the devices."""
     parts = math.prod(dict(mesh.shape).get(axis, 1) for axis in RULES["stream"])
     if length is not None and length % parts:
-        raise UserError(f"rows of {length} tokens cannot be split over {parts} devices (sequence x tensor); use a multiple of {parts}, or another --mesh")
+        raise UserError(
+            f"rows of {length} tokens cannot be split over {parts} devices (sequence x tensor); use a multiple of {parts}, or another --mesh"
+        )
     shards = batch_shards(mesh)
     if batch_size % shards:
         raise UserError(
@@ -169,8 +182,8 @@ def platform() -> str:
     """What the code that is traced will run on, cpu, gpu or tpu: the devices of the mesh in use, which may be of another machine."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
-    name = None if device is None else device.platform
-    return jax.default_backend() if name is None else {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+    name = jax.default_backend() if device is None or device.platform is None else device.platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def is_spread() -> bool:

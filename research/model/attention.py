@@ -16,12 +16,12 @@ from flax import struct
 from research.core import sharding
 from research.core.dtypes import at_least_float32
 from research.core.errors import UserError
+from research.model import splash
 from research.model.layers import dropout, soft_cap
 
 BLOCK = 512  # queries in a block of the blocked implementation
 BLOCKED_FROM = 2048  # keys from which blocks pay for themselves
 FEW = 8  # queries that are few beside their keys: decoding
-LANES = 128  # of a TPU's vector unit
 PARTS, PART = 4, 64  # a causal square is computed in at most so many parts, of at least so many queries
 
 
@@ -186,61 +186,15 @@ def cudnn(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, **_) -> jax.Array:
     )
 
 
-def splash(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, **_) -> jax.Array:
-    """The TPU's flash attention that skips what the mask hides, on every device of a mesh by itself: its rows, its heads, its queries beside all keys."""
-    import jax.experimental.pallas.ops.tpu.splash_attention as pallas
-
-    (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
-    shards, tensor, pad = sharding.axis_size("sequence"), sharding.axis_size("tensor"), -H % LANES
-    if N % tensor == 0 and k_BSKH.shape[2] % tensor:  # every shard of the queries' heads has its keys beside it
-        k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
-    shape = {"shape": (T, S), "shard_count": shards}
-    one = pallas.LocalMask(window_size=(mask.window - 1, 0), offset=0, **shape) if mask.pattern == "sliding" else pallas.CausalMask(**shape)
-    block = next(n for n in (512, 256, 128) if T // shards % n == 0)
-    sizes = pallas.BlockSizes(
-        **dict.fromkeys(("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block),
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
-    kernel = pallas.make_splash_mha(
-        pallas.MultiHeadMask([one] * (N if N % tensor else N // tensor)), block_sizes=sizes, head_shards=1, q_seq_shards=shards, attn_logits_soft_cap=cap,
-        residual_checkpoint_name="attention_output",
-    )  # fmt: skip
-    q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
-    q_BNTH, k_BKSH, v_BKSH = (
-        jnp.pad(jnp.moveaxis(x, 1, 2), [(0, 0)] * 3 + [(0, pad)]) if pad else jnp.moveaxis(x, 1, 2)
-        for x in (q_BTNH, k_BSKH, v_BSKH)
-    )
-    segments = None
-    if mask.query_segments_BT is not None and mask.key_segments_BS is not None:
-        segments = pallas.SegmentIds(mask.query_segments_BT, mask.key_segments_BS)
-
-    def attend(kernel, q, k, v, segments):
-        return jax.vmap(kernel)(q, k, v) if segments is None else jax.vmap(kernel)(q, k, v, segments)
-
-    o_BNTH = _on_shards(attend, kernel, q_BNTH, k_BKSH, v_BKSH, segments)
-    return jnp.moveaxis(o_BNTH[..., :H], 1, 2)
-
-
-def _on_shards(attend, kernel, q_BNTH, k_BKSH, v_BKSH, segments):
-    """`attend` on the shards of the mesh in use, or as it is without one."""
-    if not sharding.is_spread():
-        return attend(kernel, q_BNTH, k_BKSH, v_BKSH, segments)
-    mesh = jax.sharding.get_abstract_mesh()
-    q = sharding.spec(("batch", "heads", "sequence", None), q_BNTH.shape, mesh)
-    k = sharding.spec(("batch", "kv_heads", None, None), k_BKSH.shape, mesh)
-    where = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, q[2])))
-    rows = jax.sharding.PartitionSpec
-    given = None if segments is None else type(segments)(rows(q[0], q[2]), rows(q[0], None))
-    return jax.shard_map(attend, mesh=mesh, in_specs=(where, q, k, k, given), out_specs=q, check_vma=False)(
-        kernel, q_BNTH, k_BKSH, v_BKSH, segments
-    )
-
-
-def splash_fits(q_BTNH, k_BSKH, mask: Mask, bias, rate) -> bool:
-    """Whether the TPU's kernel has this case: whole rows of a multiple of 128 positions, nothing added to logits."""
-    T, shards = q_BTNH.shape[1], sharding.axis_size("sequence")
-    told = mask.pattern in ("full", "sliding") and mask.query_positions_BT is None and mask.prefix_B is None
-    return told and T == k_BSKH.shape[1] and T % (LANES * shards * shards) == 0 and bias is None and rate is None
+@functools.cache
+def _cudnn_is_here() -> bool:
+    """Whether JAX finds a cuDNN: not beside its CUDA plugin alone, with which a step is planned for GPUs that are elsewhere."""
+    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+    try:
+        jax.eval_shape(lambda x: jax.nn.dot_product_attention(x, x, x, is_causal=True, implementation="cudnn"), x)
+    except RuntimeError:
+        return False
+    return True
 
 
 def cudnn_fits(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> bool:
@@ -250,7 +204,16 @@ def cudnn_fits(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> bool:
         mask.query_positions_BT is None and mask.query_segments_BT is None and mask.pattern in ("full", "sliding")
     )
     half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-    return half and H % 8 == 0 and H <= 256 and plain_mask and cap is None and bias is None and rate is None
+    return (
+        _cudnn_is_here()
+        and half
+        and H % 8 == 0
+        and H <= 256
+        and plain_mask
+        and cap is None
+        and bias is None
+        and rate is None
+    )
 
 
 @functools.cache
@@ -262,7 +225,7 @@ def choose(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> str:
     """The implementation for this device and case."""
     if sharding.platform() == "gpu" and cudnn_fits(q_BTNH, k_BSKH, mask, cap, bias, rate):
         return "cudnn"
-    if sharding.platform() == "tpu" and splash_fits(q_BTNH, k_BSKH, mask, bias, rate):
+    if sharding.platform() == "tpu" and splash.fits(q_BTNH, k_BSKH, mask, bias, rate):
         return "splash"
     return "blocked" if k_BSKH.shape[1] >= BLOCKED_FROM and q_BTNH.shape[1] > BLOCK else "plain"
 
@@ -279,5 +242,5 @@ def attend(
         )
     name = choose(q_BTNH, k_BSKH, mask, cap, bias, rate) if implementation == "auto" else implementation
     _say(name)
-    function = {"plain": plain, "blocked": blocked, "cudnn": cudnn, "splash": splash}[name]
+    function = {"plain": plain, "blocked": blocked, "cudnn": cudnn, "splash": splash.attend}[name]
     return function(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, cap=cap, bias=bias, rate=rate, key=key)

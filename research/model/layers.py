@@ -198,8 +198,8 @@ def _lookup_forward(table_VD, tokens, dtype):
 def _lookup_backward(dtype, residuals, g):
     vocab, tokens, like = residuals
     ids, rows = tokens.reshape(-1), g.reshape(-1, g.shape[-1])
-    # every device adds up its share of the width, for all tokens: rows travel once, and no gradient of the whole table is ever reduced
-    ids, rows = sharding.constrain(ids, None), sharding.constrain(rows, None, "embed").astype(like.dtype)
+    # under fsdp every device adds up its share of the width, for all tokens: rows travel once, and no gradient of the whole table is reduced
+    ids, rows = sharding.constrain(ids, "replicas"), sharding.constrain(rows, "replicas", "embed").astype(like.dtype)
     if vocab <= ONE_HOT_VOCABULARY:
         return jax.nn.one_hot(ids, vocab, dtype=rows.dtype).T @ rows, None
     if sharding.platform() == "cpu":  # a serial loop over the rows, which is what a CPU does best

@@ -1,7 +1,8 @@
 """A train step compiled for devices that are not there.
 
-TPUs: libtpu compiles for any slice it knows, on any Linux machine (extra `plan-tpu`). Without it, and for CPUs, the step is partitioned for as many fake
-CPU devices, which tells its sharding and its collectives, though not how the chip's own compiler arranges memory.
+TPUs: libtpu compiles for any slice it knows, on any Linux machine (extra `plan-tpu`). GPUs: JAX's CUDA plugin does, told what the GPU is (extra
+`plan-gpu`). Without them, and for CPUs, the step is partitioned for as many fake CPU devices, which tells its sharding and its collectives, though
+not how the chip's own compiler arranges memory.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from jax.sharding import NamedSharding
 
 from research.core import sharding
 from research.core.errors import UserError
+from research.scale import gpus
 from research.scale.topology import Topology
 from research.train.program import Program
 
@@ -40,7 +42,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled step: its text, its bytes a device at the peak and as arguments, and the seconds it took. Of one that does not fit `text` is empty."""
+    """A compiled step: its text, its bytes a device at the peak and as arguments, the seconds it took. Of one that does not fit `text` is empty."""
 
     text: str
     peak: float
@@ -59,13 +61,32 @@ def target(topology: Topology) -> Target:
         slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.shape, **slices)
         return Target(topology, list(found.devices), True)
+    if topology.platform == "gpu" and (plugin := _cuda_plugin()):
+        from jax.experimental import topologies
+
+        assert topology.chip is not None
+        each = topology.devices // topology.slices
+        found = topologies.get_topology_desc(
+            platform=plugin,
+            target_config=gpus.target_config(topology.chip.name),
+            topology=f"1x{topology.slices}x{each}",
+        )
+        return Target(topology, list(found.devices), True)
     try:
         jax.config.update("jax_num_cpu_devices", topology.devices)
     except RuntimeError as error:
         raise UserError(f"JAX has its devices already; plan for {topology.name} in a process of its own") from error
     if jax.device_count() < topology.devices:
-        raise UserError(f"JAX has {jax.device_count()} devices already; plan for {topology.name} in a process of its own")
+        raise UserError(
+            f"JAX has {jax.device_count()} devices already; plan for {topology.name} in a process of its own"
+        )
     return Target(topology, jax.devices()[: topology.devices], topology.platform == "cpu")
+
+
+def _cuda_plugin() -> str | None:
+    """The platform of JAX's plugin for CUDA, where it is installed."""
+    there = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
+    return "cuda" if there else None
 
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -85,10 +106,15 @@ def compile_step(program: Program, fast: bool = False) -> Compiled:
     A step that the chip's compiler says does not fit is returned with what it would take. Raises UserError where it says anything else.
     """
     began = time.perf_counter()
-    lowered = program.on_mesh(program.jitted_step.lower)(program.abstract_state(), abstract_batch(program), program.hypers)
+    lowered = program.on_mesh(program.jitted_step.lower)(
+        program.abstract_state(), abstract_batch(program), program.hypers
+    )
     level = jax.config.jax_optimization_level  # type: ignore[attr-defined]
     try:
-        jax.config.update("jax_optimization_level", "O1" if fast else level)
+        on_tpu = (
+            program.mesh.devices.flat[0].platform == "tpu"
+        )  # XLA's GPU compiler of jaxlib 0.10 aborts at that level
+        jax.config.update("jax_optimization_level", "O1" if fast and on_tpu else level)
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         took = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
@@ -98,4 +124,6 @@ def compile_step(program: Program, fast: bool = False) -> Compiled:
     finally:
         jax.config.update("jax_optimization_level", level)
     memory = compiled.memory_analysis()
-    return Compiled(compiled.as_text(), memory.peak_memory_in_bytes, memory.argument_size_in_bytes, time.perf_counter() - began)
+    return Compiled(
+        compiled.as_text(), memory.peak_memory_in_bytes, memory.argument_size_in_bytes, time.perf_counter() - began
+    )

@@ -1,6 +1,7 @@
 """`research plan EXPERIMENT|PRESET --topology NAME`: what a run needs and should reach on hardware that is not there."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -40,26 +41,46 @@ def main(argv: Sequence[str]) -> int:
         core_config.parse(Arguments(Config()), argv[:1], PROG, Arguments.__doc__ or "")
     if not argv or argv[0].startswith("-"):
         raise UserError(f"usage: {PROG} --topology v5e-16|v5p-256|h100x8|cpu-8|... [--mesh fsdp=16,tensor=8] [options]")
-    named = [word for i, word in enumerate(argv) if i and argv[i - 1] == "--topology" or word.startswith("--topology=")]
+    named = [
+        word for i, word in enumerate(argv) if (i and argv[i - 1] == "--topology") or word.startswith("--topology=")
+    ]
     there = topology(named[-1].removeprefix("--topology=") if named else Arguments.topology)
     target = aot.target(there)
-    asked: Arguments = core_config.parse(Arguments(plan.base(argv[0], there.devices)), argv[1:], f"research plan {argv[0]}")
+    asked: Arguments = core_config.parse(
+        Arguments(plan.base(argv[0], there.devices)), argv[1:], f"research plan {argv[0]}"
+    )
     config = asked.experiment if asked.batch is None else dataclasses.replace(asked.experiment, batch_size=asked.batch)
-    program = plan.program_for(config, target.devices)
-    made = plan.make(program, target, asked.fast)
-    said = lines(made)
+    given = frozenset(name.replace("-", "_") for name in core_config.options_given(argv[1:]))
+    made, tried = plan.best(config, target, given, asked.fast, to_stderr)
+    found = made.summary()
+    if tried:
+        found["tried"] = tried
+    if not made.fits:
+        found["change"] = plan.smallest_change(made, target, asked.fast, to_stderr)
+    said = lines(made, found)
     if asked.show_sharding:
-        said += ["", *command_line.table(("leaf", "shape", "axes", "spec", "bytes a device"), plan.table(program))]
-    return command_line.show(said, made.summary(), asked.json)
+        said += ["", *command_line.table(("leaf", "shape", "axes", "spec", "bytes a device"), plan.table(made.program))]
+    command_line.show(said, found, asked.json)
+    return 0 if made.fits else 1
 
 
-def lines(made: Any) -> list[str]:
+def to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def lines(made: Any, found: dict[str, Any]) -> list[str]:
     """The plan for a person."""
-    found, topology = made.summary(), made.target.topology
+    topology = made.target.topology
     mesh = ", ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1) or "one device"
     out = [
-        f"{topology.name}: {topology.said}" + ("" if made.target.real else "; its own compiler is not here, so the step is partitioned for fake CPU devices"),
-        f"{found['params']:,} parameters, {found['batch']} rows of {found['sequence']:,} tokens in {found['micro_batches']} pass(es), mesh {mesh}, remat {found['remat']}",
+        f"{topology.name}: {topology.said}"
+        + (
+            ""
+            if made.target.real
+            else "; its own compiler is not here, so the step is partitioned for fake CPU devices"
+        ),
+        f"{found['params']:,} parameters, {found['batch']} rows of {found['sequence']:,} tokens in {found['micro_batches']} pass(es), "
+        f"mesh {mesh}, remat {found['remat']}",
         "",
     ]
     gib = 2**30
@@ -76,4 +97,14 @@ def lines(made: Any) -> list[str]:
         out += ["", f"{found['flops_per_step']:.4g} FLOPs a step; {parts}",
                 f"predicted: {found['step_seconds']:.3g} s a step, {found['tokens_per_second']:,.0f} tokens/s, MFU {found['mfu']:.1%}, "
                 f"bound by {found['bound_by']}"]  # fmt: skip
+    if not made.fits:
+        change = found["change"]
+        if change:
+            peak = change["peak_bytes_per_chip"] / gib
+            out += ["", f"the smallest change that fits: {change['options']} ({peak:,.2f} GiB a device, compiled)"]
+        else:
+            out += [
+                "",
+                "no change of passes, recomputation, mesh or size of the topology was found to fit; give fewer rows or shorter ones",
+            ]
     return [*out, f"compiled in {found['compile_seconds']:.0f} s"]

@@ -1,7 +1,7 @@
 """What a compiled program sends between devices: its collectives, how often each is executed, and how much they bring.
 
-Read from the text of the program after XLA's partitioner. A loop's body is counted as often as it turns: where the text does not say, from the bound in
-its condition, its first value and its step.
+Read from the text of the program after XLA's partitioner. A loop's body is counted as often as it turns: where the text does not say, from the
+bound in its condition, its first value and its step.
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One line of a computation: what it makes, by which operation, and the rest of the line."""
+
     name: str
     shape: str
     opcode: str
@@ -74,7 +76,9 @@ def collectives(text: str, devices: int) -> list[Collective]:
             if FUSED in name and kind == "all-reduce":
                 kind, size = "reduce-scatter", array_bytes(fused[name].shape) if name in fused else size
             operation = re.search(r'op_name="([^"]*)"', one.rest)
-            found.append(Collective(kind, turns[name], size, groups(one.rest, devices), operation[1] if operation else ""))
+            found.append(
+                Collective(kind, turns[name], size, groups(one.rest, devices), operation[1] if operation else "")
+            )
     return found
 
 
@@ -127,7 +131,7 @@ def _called(program: Program, caller: str, one: Instruction) -> Iterator[tuple[s
 
 def trips(program: Program, caller: str, loop: Instruction, body: str, condition: str) -> int:
     """How often a loop turns: as the compiler says, or (bound - first) / step of what its condition compares."""
-    known = re.search(r'known_trip_count[^\d]*(\d+)', loop.rest)
+    known = re.search(r"known_trip_count[^\d]*(\d+)", loop.rest)
     if known:
         return int(known[1])
     there = {one.name: one for one in program.get(condition, ())}
@@ -181,7 +185,12 @@ def _step(body: Sequence[Instruction], index: int) -> int:
 
 def _callers(program: Program) -> dict[str, Instruction]:
     """Fusions by the computation that they call."""
-    return {called: one for body in program.values() for one in body if one.opcode == "fusion" and (called := one.attribute("calls"))}
+    return {
+        called: one
+        for body in program.values()
+        for one in body
+        if one.opcode == "fusion" and (called := one.attribute("calls"))
+    }
 
 
 def array_bytes(shape: str) -> int:
@@ -194,7 +203,7 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 def _result_bytes(one: Instruction) -> int:
-    """Bytes that an instruction leaves on a device. One that starts a gather or a permute names its operands first, and ends with its own counters."""
+    """Bytes that an instruction leaves on a device. One that starts a gather or a permute names its operands first, its own counters last."""
     if not one.opcode.endswith("-start") or one.opcode == "all-reduce-start" or not one.shape.startswith("("):
         return array_bytes(one.shape)
     inner = one.shape[1:]
@@ -218,5 +227,7 @@ def groups(rest: str, devices: int) -> np.ndarray:
         axes, along = list(sizes), [name for name in sizes if f"'{name}'" in found[2]]
         ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
         kept = [axes.index(name) for name in axes if name not in along]
-        return ids.transpose([*kept, *(axes.index(name) for name in along)]).reshape(-1, math.prod(sizes[name] for name in along))
+        return ids.transpose([*kept, *(axes.index(name) for name in along)]).reshape(
+            -1, math.prod(sizes[name] for name in along)
+        )
     return np.arange(devices)[None]

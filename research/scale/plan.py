@@ -3,24 +3,26 @@
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from research import families
-from research.core import sharding
 from research.core import params as P
-from research.core.dtypes import compute_dtype
+from research.core import sharding
 from research.core.errors import UserError
+from research.data.mixed import prepare
 from research.model import transformer
 from research.model.config import ModelConfig
-from research.scale import aot, hlo, roofline
+from research.scale import aot, hlo, roofline, search
 from research.scale.topology import Topology
 from research.train import config as C
 from research.train import experiments, start
 from research.train.program import Program, with_vocabulary
 
+TRIED = 4  # ways to run that are compiled, of those that the search sorts first
 LONGEST = 8192  # tokens of a row that a preset is planned with, where its context is longer
 
 
@@ -71,7 +73,9 @@ def of_preset(model: ModelConfig, devices: int) -> C.Config:
     """What a preset is planned with where nothing else is asked for: AdamW, rows of its context up to 8,192 tokens, one a device, each layer computed
     again for the gradient."""
     length = min(model.context, LONGEST)
-    model = dataclasses.replace(model, remat="full", context=max(length, model.context if model.positions == "learned" else length))
+    model = dataclasses.replace(
+        model, remat="full", context=max(length, model.context if model.positions == "learned" else length)
+    )
     return C.Config(model=model, sequence_length=length, batch_size=devices)
 
 
@@ -84,20 +88,34 @@ def base(name: str, devices: int) -> C.Config:
     try:
         families.preset(name)
     except UserError as error:
-        raise UserError(f"there is no experiment {name!r} (there are {', '.join(experiments.names())}), and {error}") from error
+        raise UserError(
+            f"there is no experiment {name!r} (there are {', '.join(experiments.names())}), and {error}"
+        ) from error
     raise AssertionError
 
 
 def program_for(config: C.Config, devices: list[Any]) -> Program:
-    """The program of a config on some devices. The data are read only where the vocabulary is the tokeniser's. Raises UserError where they do not fit."""
+    """The program of a config on some devices; data are read only where the vocabulary is the tokeniser's. Raises UserError where it does not fit."""
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.batch_size // config.micro_batches, mesh, config.row_tokens)
-    if config.model.fills_blanks:
-        raise UserError("a model that fills blanks is not planned for: its rows are longer than they seem; plan for the preset it is made from")
-    if config.model.vocab_size is None or config.init_from is not None:
-        here = start.program_of(dataclasses.replace(config, mesh="auto", batch_size=jax.device_count(), micro_batches=1))
-        config = dataclasses.replace(config, model=here.model)
+    config = known(config)
     return Program(config, None, config.model, mesh, C.hypers(config))  # type: ignore[arg-type]
+
+
+def known(config: C.Config) -> C.Config:
+    """The config with the model that it starts from and the vocabulary of its tokeniser, for which its data are read."""
+    if config.model.fills_blanks:
+        raise UserError(
+            "a model that fills blanks is not planned for: its rows are longer than they seem; plan for the preset it is made from"
+        )
+    if config.model.vocab_size is not None and config.init_from is None:
+        return config
+    begun = start.resolve(config)
+    texts = {name: getattr(config, name) for name in ("text_field", "learn", "clean")}
+    corpus = prepare(config.data, begun.tokenizer, **texts)
+    return dataclasses.replace(
+        begun.config, model=with_vocabulary(begun.config.model, corpus.tokenizer.vocab_size), init_from=None
+    )
 
 
 def make(program: Program, target: aot.Target, fast: bool = False) -> Plan:
@@ -111,6 +129,55 @@ def make(program: Program, target: aot.Target, fast: bool = False) -> Plan:
     return Plan(program, target, compiled, limit, kinds_of_bytes(program, compiled), found, prediction)
 
 
+def best(
+    config: C.Config, target: aot.Target, given: frozenset[str], fast: bool, say: Callable[[str], None]
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """(the plan of a config, what was tried). Where the mesh is `auto`, the fastest of the few ways to run that the search sorts first; what is
+    `given` on the command line stays."""
+    topology = target.topology
+    if config.mesh != "auto" or topology.devices == 1 or topology.chip is None:
+        return make(program_for(config, target.devices), target, fast), []
+    fixed = frozenset(name for name in ("micro_batches", "model.remat") if name in given)
+    limit = topology.chip.usable or topology.chip.memory
+    tried, plans = [], []
+    for choice in search.choices(known(config), topology, limit, fixed)[:TRIED]:
+        made = make(program_for(choice.config, target.devices), target, fast=True)
+        tried.append({**_choice(choice.config), "fits": made.fits, "peak_bytes_per_chip": made.compiled.peak,
+                      "step_seconds": None if made.prediction is None else made.prediction.seconds})  # fmt: skip
+        say(f"{_options(choice.config)}: {made.compiled.peak / 2**30:,.2f} GiB, "
+            + (f"{made.prediction.seconds:.3g} s a step" if made.prediction else "does not fit"))  # fmt: skip
+        if made.fits and made.prediction is not None:
+            plans.append(made)
+    if not plans:  # what is asked for as it is
+        return make(program_for(config, target.devices), target, fast), tried
+    chosen = min(plans, key=lambda made: made.prediction.seconds if made.prediction else math.inf)
+    return chosen if fast else make(chosen.program, target), tried
+
+
+def _choice(config: C.Config) -> dict[str, Any]:
+    return {"mesh": config.mesh, "micro_batches": config.micro_batches, "remat": config.model.remat}
+
+
+def _options(config: C.Config) -> str:
+    return f"--mesh {config.mesh} --micro-batches {config.micro_batches} --model.remat {config.model.remat}"
+
+
+def smallest_change(made: Plan, target: aot.Target, fast: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The least costly change of a plan that does not fit which was compiled and does; None where none of the likely ones does."""
+    if made.limit is None:
+        return None
+    config = dataclasses.replace(
+        made.program.config, mesh=",".join(f"{name}={size}" for name, size in made.program.mesh.shape.items())
+    )
+    for options, changed, topology in search.changes(config, target.topology, made.limit)[:TRIED]:
+        there = target if topology.name == target.topology.name else aot.target(topology)
+        one = make(program_for(changed, there.devices), there, fast)
+        say(f"{options}: {one.compiled.peak / 2**30:,.2f} GiB, {'fits' if one.fits else 'does not fit'}")
+        if one.fits:
+            return {"options": options, "peak_bytes_per_chip": one.compiled.peak}
+    return None
+
+
 def nodes(program: Program, topology: Topology) -> np.ndarray:
     """Which slice or node each device of the mesh is on."""
     count = program.mesh.size
@@ -121,33 +188,34 @@ def nodes(program: Program, topology: Topology) -> np.ndarray:
 
 
 def kinds_of_bytes(program: Program, compiled: aot.Compiled) -> dict[str, float]:
-    """Bytes of a device by kind. `params` and `optimizer` are exact; `activations`: what the forward pass keeps of each layer for the gradient, by the
-    policy of recomputation; `temporaries`: what else there is at the peak; `peak`: all of it."""
+    """Bytes of a device by kind. `params` and `optimizer` are exact; `activations`: what the forward pass keeps of each layer for the gradient, by
+    the policy of recomputation; `temporaries`: what else there is at the peak; `peak`: all of it."""
     state = program.abstract_state()
 
     def held(tree: Any) -> int:
-        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        )
 
     params, optimizer = held(state.params), held((state.opt, state.extra, state.frozen, state.step))
     kept = saved(program)
     rest = compiled.peak - params - optimizer - kept
-    return {"params": params, "optimizer": optimizer, "activations": kept, "temporaries": max(0.0, rest), "peak": compiled.peak}
+    return {
+        "params": params,
+        "optimizer": optimizer,
+        "activations": kept,
+        "temporaries": max(0.0, rest),
+        "peak": compiled.peak,
+    }
 
 
 def saved(program: Program) -> float:
     """Bytes of a device that the forward pass of one micro-batch keeps of the layers."""
-    model, config, mesh = program.model, program.config, dict(program.mesh.shape)
-    size = compute_dtype(model.dtype, "float32").itemsize if program.mesh.devices.flat[0].platform == "cpu" else 2
-    rows = config.batch_size // config.micro_batches / sharding.batch_shards(program.mesh)
+    config, mesh = program.config, dict(program.mesh.shape)
+    size = 4 if program.mesh.devices.flat[0].platform == "cpu" and program.model.dtype == "auto" else 2
+    rows = config.batch_size / config.micro_batches / sharding.batch_shards(program.mesh)
     tokens = rows * config.row_tokens / mesh.get("sequence", 1)
-    tensor = mesh.get("tensor", 1)
-    heads, keys = model.heads * model.H / tensor, 2 * model.K * model.H / tensor
-    inner = (2 if model.activation in ("swiglu", "geglu", "geglu-tanh") else 1) * model.F / tensor
-    stream = model.width / tensor
-    a_layer = {
-        "full": stream, "attention": stream + heads, "matmuls": 3 * stream + 2 * heads + keys + inner, "none": 6 * stream + 2 * heads + keys + 2 * inner,
-    }[model.remat]  # fmt: skip
-    return tokens * a_layer * size * model.layers
+    return roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * size / 2
 
 
 def table(program: Program) -> list[tuple[str, str, str, str, int]]:
@@ -157,7 +225,7 @@ def table(program: Program) -> list[tuple[str, str, str, str, int]]:
         spec = sharding.param_spec(p, program.mesh)
         shard = jax.sharding.NamedSharding(program.mesh, spec).shard_shape(p.shape)
         said = ", ".join("-" if axis is None else "+".join(axis) if isinstance(axis, tuple) else axis for axis in spec)
-        rows.append((path, " x ".join(map(str, p.shape)), ", ".join(str(axis) for axis in p.axes), said, 4 * math.prod(shard)))
+        rows.append(
+            (path, " x ".join(map(str, p.shape)), ", ".join(str(axis) for axis in p.axes), said, 4 * math.prod(shard))
+        )
     return rows
-
-

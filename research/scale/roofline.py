@@ -2,8 +2,8 @@
 
     step = max(products / peak + attention / peak + bytes / bandwidth, messages that computation hides) + messages that it does not hide
 
-One set of constants for all chips, `REACHED`, fitted to the three published runs of docs/scale.md. Messages of weights and their gradients travel while layers
-compute; those of activations (`tensor`, `sequence`, `expert`) are waited for, but for what XLA hides of them.
+One set of constants for all chips, `REACHED`, held against the published runs of docs/scale.md. Messages of weights and their gradients travel while
+layers compute; those of activations (`tensor`, `sequence`, `expert`) are waited for, but for what XLA hides of them.
 """
 
 import dataclasses
@@ -12,15 +12,17 @@ import numpy as np
 
 from research.core import params as P
 from research.core.chips import Chip
-from research.model import flops, transformer
+from research.model import flops, mlp, transformer
 from research.model.config import ModelConfig
 from research.scale.hlo import Collective
+from research.train import config as C
 from research.train.program import Program
 
 # Of each published peak, what is reached; of messages of activations, what is waited for.
 REACHED = {"products": 0.89, "attention": 0.4, "memory": 0.8, "link": 0.8, "network": 0.7, "waited": 0.6}
 # Passes of every layer besides the forward one and the two of the gradient, and of attention alone, which its own backward kernel repeats.
 RECOMPUTED = {"none": 0.0, "attention": 1.0, "matmuls": 0.0, "full": 1.0}
+CAUSAL = 0.5  # of the keys that a causal kernel reads
 BACKWARD_ATTENTION = 2.5  # of a fused kernel's forward products: scores again, then four for the gradients
 OPTIMIZER_PASSES = 7  # over the float32 parameters: gradient, two moments and weights read, three of them written
 
@@ -46,27 +48,34 @@ class Prediction:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def work(program: Program) -> Work:
-    """What a device does in a step of a program, its share of an even split."""
-    config, model, devices = program.config, program.model, program.mesh.size
+def work(config: C.Config, model: ModelConfig, devices: int) -> Work:
+    """What a device does in a step of a config, its share of an even split."""
     tokens, again = config.step_tokens / devices, RECOMPUTED[model.remat]
     head = 2 * model.V * model.width
     slots = [slot for slots, repeats in model.segments for slot in slots * repeats]
     seen = sum(4 * model.heads * model.H * flops.keys_per_query(slot, model, config.row_tokens) for slot in slots)
     layers = flops.forward_flops_per_token(model, config.row_tokens) - seen - head
     tiled = 1 if config.task.head_tile is not None else 0
-    half = 0.5  # of a square's keys a causal kernel reads
-    attention = seen * half * (1 + BACKWARD_ATTENTION + (1 if model.remat in ("full", "matmuls") else 0))
-    bytes_moved = 2 * _elements(model) * len(slots) * (3 + (1 if model.remat != "none" else 0))
+    attention = seen * CAUSAL * (1 + BACKWARD_ATTENTION + (1 if model.remat in ("full", "matmuls") else 0))
+    moved = 2 * _elements(model) * len(slots) * (3 + (1 if model.remat != "none" else 0))
     state = OPTIMIZER_PASSES * 4 * P.count(transformer.specs(model)) / devices
-    return Work(
-        products=tokens * (layers * (3 + again) + head * (3 + tiled)), attention=tokens * attention, moved=tokens * bytes_moved + state
-    )
+    return Work(tokens * (layers * (3 + again) + head * (3 + tiled)), tokens * attention, tokens * moved + state)
+
+
+def kept_bytes(model: ModelConfig, tokens: float, tensor: int) -> float:
+    """Bytes that the forward pass of so many tokens keeps of all layers for the gradient, in bfloat16, by the policy of recomputation."""
+    heads, keys = model.heads * model.H / tensor, 2 * model.K * model.H / tensor
+    inner, stream = len(mlp.inner_names(model)) * model.F / tensor, model.width / tensor
+    a_layer = {
+        "full": stream, "attention": stream + heads, "matmuls": 3 * stream + heads + keys + inner,
+        "none": 8 * stream + 2 * heads + keys + 2 * inner,
+    }[model.remat]  # fmt: skip
+    return 2 * tokens * a_layer * model.layers
 
 
 def _elements(model: ModelConfig) -> float:
-    """Elements a token that a layer reads and writes outside of its products: the stream for norms and residuals, heads for rotations, the feed-forward's
-    inner width for its non-linearity."""
+    """Elements a token that a layer reads and writes outside of its products: the stream for norms and residuals, heads for rotations, the inner
+    width for its non-linearity."""
     sparse = "moe" in model.feed_forward
     inner = model.moe.top_k * (model.moe.width or model.F) if sparse else model.F
     return 10 * model.width + 4 * inner + 6 * model.heads * model.H
@@ -74,7 +83,7 @@ def _elements(model: ModelConfig) -> float:
 
 def predict(program: Program, chip: Chip, collectives: list[Collective], node: np.ndarray) -> Prediction:
     """The step's prediction. `node`: which slice or node each device of the mesh is on, by its place among the partitions."""
-    done = work(program)
+    done = work(program.config, program.model, program.mesh.size)
     parts = {
         "products": done.products / (chip.flops * REACHED["products"]), "attention": done.attention / (chip.flops * REACHED["attention"]),
         "memory": done.moved / (chip.bandwidth * REACHED["memory"]), "weights": 0.0, "activations": 0.0,

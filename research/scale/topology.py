@@ -1,7 +1,7 @@
 """Hardware by its name: `v5e-16`, `v5p-256`, `v6e-256x2` (two slices), `h100x64`, `cpu-8`.
 
-Cloud TPU's names count cores for v4 and v5p (v5p-256 has 128 chips) and for tpu7x (tpu7x-8 has 4 chips, and a device for each core); they count chips for
-v5e and v6e. Slice shapes are those that docs.cloud.google.com/tpu/docs lists.
+Cloud TPU's names count cores for v5p (v5p-256 has 128 chips) and for tpu7x (tpu7x-8 has 4 chips, and a device for each core); they count chips
+for v5e and v6e. Slice shapes are those that docs.cloud.google.com/tpu/docs lists.
 """
 
 import dataclasses
@@ -44,7 +44,11 @@ class Topology:
         if self.platform == "cpu":
             return f"{self.devices} CPU devices"
         assert self.chip is not None
-        words = f"{self.chips} {self.chip.name} chips" if self.platform == "tpu" else f"{self.devices} {self.chip.name} GPUs"
+        words = (
+            f"{self.chips} {self.chip.name} chips"
+            if self.platform == "tpu"
+            else f"{self.devices} {self.chip.name} GPUs"
+        )
         if self.devices != self.chips:
             words += f" ({self.devices} devices)"
         if self.slices > 1:
@@ -68,7 +72,9 @@ def topology(name: str) -> Topology:
             chip, shapes, counted, devices = TPUS[kind]
             if size % counted == 0 and size // counted in shapes and slices >= 1:
                 chips = size // counted * slices
-                return Topology(name, "tpu", CHIPS[chip], chips * devices, chips, slices, f"{kind}:{shapes[size // counted]}")
+                return Topology(
+                    name, "tpu", CHIPS[chip], chips * devices, chips, slices, f"{kind}:{shapes[size // counted]}"
+                )
     near = difflib.get_close_matches(name, names(), 4, 0.4)
     raise UserError(
         f"there is no topology {name!r}; did you mean {', '.join(near)}?" if near else
@@ -81,3 +87,10 @@ def names() -> list[str]:
     tpus = [f"{kind}-{chips * counted}" for kind, (_, shapes, counted, _) in TPUS.items() for chips in shapes]
     gpus = [f"{kind}x{count}" for kind in GPUS for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)]
     return [*tpus, *gpus, *(f"cpu-{n}" for n in (1, 2, 4, 8, 16))]
+
+
+def larger_topologies(smaller: Topology) -> list[Topology]:
+    """Those of the same kind with more chips, by their number."""
+    kind = re.match(r"[a-z]+\d*[a-z]*", smaller.name)
+    same = [topology(name) for name in names() if kind is not None and name.startswith(kind[0])]
+    return sorted((one for one in same if one.devices > smaller.devices), key=lambda one: one.devices)

@@ -150,7 +150,12 @@ class Together:
     def compiled_step(self) -> Any:
         """`step(states, batch, hypers) -> (states, metrics)`, the states donated, compiled before its first call."""
         function = self._mapped(self.program.step_function, (0, None if self.shared else 0, 0))
-        jitted = jax.jit(function, donate_argnums=0, out_shardings=self._where, compiler_options=host.runs_often(jax.default_backend()))
+        jitted = jax.jit(
+            function,
+            donate_argnums=0,
+            out_shardings=self._where,
+            compiler_options=host.runs_often(jax.default_backend()),
+        )
         programs = [self.program] * self.width
         hypers = self.hypers(programs)
         states = self.program.on_mesh(jax.eval_shape)(self._begin, hypers)

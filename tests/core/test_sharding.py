@@ -68,7 +68,7 @@ def test_rules_lead_to_mesh_axes():
 @pytest.mark.parametrize(
     ("axes", "shape", "expected"),
     [
-        (("batch", "sequence", "residual"), (16, 5, 7), Spec(("data", "fsdp"), None, None)),
+        (("batch", "stream", None), (16, 6, 7), Spec(("data", "fsdp"), "tensor", None)),
         (("batch", None), (8, 5), Spec(("data", "fsdp"), None)),
         (("batch",), (4,), Spec(None)),  # 4 rows over 2 x 4 devices
         (("embed", "heads", "head"), (8, 6, 5), Spec("fsdp", "tensor", None)),
@@ -107,6 +107,12 @@ def test_every_leaf_of_a_transformer_has_a_sharding_and_every_matrix_is_spread()
         wanted = set() if p.kind == "vector" else {"fsdp"} if "positions" in path else {"fsdp", "tensor"}
         assert wanted <= set(placed[path].spec), path
         assert "data" not in placed[path].spec, path
+
+
+def test_lengths_must_split_evenly():
+    sharding.check_batch(16, MESH, 9)
+    with pytest.raises(UserError, match=r"rows of 10 tokens cannot be split over 3 devices .* use a multiple of 3"):
+        sharding.check_batch(16, MESH, 10)
 
 
 def test_rows_must_split_evenly():

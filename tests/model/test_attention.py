@@ -1,5 +1,7 @@
 """The attention seam: masks against loops, implementations against each other and against JAX's own."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +179,13 @@ def test_blocks_drop_weights_of_their_own(monkeypatch):
         ("gpu", "bfloat16", Mask(), {"rate": 0.1}, (64, 64), "plain"),
         ("gpu", "bfloat16", Mask(), {"bias": Bias(alibi_slopes(4))}, (64, 64), "plain"),
         ("gpu", "bfloat16", Mask(), {"cap": 30.0}, (4096, 4096), "blocked"),
+        ("tpu", "bfloat16", Mask(), {}, (256, 256), "splash"),
+        ("tpu", "float32", Mask("sliding", 3), {"cap": 30.0}, (128, 128), "splash"),
+        ("tpu", "bfloat16", Mask(), {}, (64, 64), "plain"),
+        ("tpu", "bfloat16", Mask(), {}, (128, 256), "plain"),
+        ("tpu", "bfloat16", Mask("strided", 3, 2), {}, (256, 256), "plain"),
+        ("tpu", "bfloat16", Mask(query_positions_BT=SEGMENTS), {}, (256, 256), "plain"),
+        ("tpu", "bfloat16", Mask(), {"bias": Bias(alibi_slopes(4))}, (4096, 4096), "blocked"),
         ("cpu", "bfloat16", Mask(), {}, (64, 64), "plain"),
         ("cpu", "float32", Mask(), {}, (4096, 4096), "blocked"),
         ("cpu", "float32", Mask(), {}, (1, 4096), "plain"),
@@ -184,6 +193,7 @@ def test_blocks_drop_weights_of_their_own(monkeypatch):
 )
 def test_the_implementation_for_a_device_and_case(backend, dtype, mask, options, lengths, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(attention, "_cudnn_is_here", lambda: True)
     shapes = [jax.ShapeDtypeStruct((1, length, 4, 64), jnp.dtype(dtype)) for length in lengths]
     assert attention.choose(*shapes, mask, **{"cap": None, "bias": None, "rate": None, **options}) == expected
 
@@ -210,3 +220,25 @@ def test_the_implementation_is_logged_once(caplog):
         for _ in range(2):
             jax.eval_shape(lambda: attention.attend(q, k, v, Mask(), scale=0.3))
     assert [r.message for r in caplog.records] == ["attention: plain implementation"]
+
+
+@pytest.mark.parametrize("options", [{}, {"cap": 5.0}], ids=["plain", "capped"])
+@pytest.mark.parametrize("mask", [Mask(), Mask("sliding", 40)], ids=["full", "sliding"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_kernel_for_tpus_is_the_plain_one(mask, options, packed):
+    """Interpreted, in float32: grouped queries, a head size that is padded, segments."""
+    draw = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(draw.normal(size=(2, 128, heads, 24)), jnp.float32) for heads in (4, 2, 2))
+    if packed:
+        segments = jnp.asarray(np.arange(128)[None] > np.array([[50], [90]]), jnp.int32)
+        mask = dataclasses.replace(mask, query_segments_BT=segments, key_segments_BS=segments)
+
+    def total(name, q, k, v):
+        return jnp.sum(jnp.sin(attention.attend(q, k, v, mask, scale=0.2, implementation=name, **options)))
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(total, argnums=(1, 2, 3)), static_argnums=0)(name, q, k, v)
+        for name in ("splash", "plain")
+    )
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5)

@@ -1,0 +1,176 @@
+"""The mesh, the policy of recomputation and the number of passes that serve a run best on a topology: what may be is listed, an analytic model of
+memory and time sorts it, and the best few are compiled."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from research.core import params as P
+from research.core import sharding
+from research.core.chips import Chip
+from research.model import transformer
+from research.scale import roofline
+from research.scale.topology import Topology, larger_topologies
+from research.train import config as C
+
+POLICIES = ("none", "attention", "matmuls", "full")
+MOST_TENSOR = 16
+ROOM = 0.92  # of the memory: the analytic model does not know all
+STATE_BYTES = 16  # a parameter in float32: itself, two moments, its gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One way to run: a config with its mesh, and what the analytic model says: bytes of a device, and seconds of a step."""
+
+    config: C.Config
+    bytes: float
+    seconds: float
+
+
+def choices(config: C.Config, topology: Topology, limit: float, fixed: frozenset[str] = frozenset()) -> list[Choice]:
+    """Every way to run that should fit into `limit` bytes a device, the fastest first. Fields that are `fixed` stay as they are."""
+    found = []
+    for mesh in [config.mesh] if "mesh" in fixed else meshes(config, topology):
+        for passes in [config.micro_batches] if "micro_batches" in fixed else splits(config, mesh):
+            for remat in [config.model.remat] if "model.remat" in fixed else POLICIES:
+                model = dataclasses.replace(config.model, remat=remat)
+                one = dataclasses.replace(config, mesh=mesh, micro_batches=passes, model=model)
+                found.append(estimate(one, topology))
+    return sorted((one for one in found if one.bytes <= ROOM * limit), key=lambda one: (one.seconds, one.bytes))
+
+
+def meshes(config: C.Config, topology: Topology) -> Iterator[str]:
+    """Meshes over all devices that divide the model and the rows: slices under `data`; within one `tensor`, `expert`, `sequence` and `fsdp`."""
+    each, model = topology.devices // topology.slices, config.model
+    outer = {"data": topology.slices} if topology.slices > 1 else {}
+    for tensor in (n for n in _powers(MOST_TENSOR) if model.heads % n == 0 and model.F % n == 0 and each % n == 0):
+        if config.row_tokens % tensor:
+            continue
+        experts = model.moe.experts if "moe" in model.feed_forward else 1
+        for expert in (n for n in _powers(each // tensor) if experts % n == 0):
+            rest = each // tensor // expert
+            for sequence in (
+                n
+                for n in _powers(rest)
+                if config.row_tokens % (n * tensor) == 0 and (n == 1 or rest * topology.slices > config.batch_size)
+            ):
+                sizes = {**outer, "fsdp": rest // sequence, "expert": expert, "sequence": sequence, "tensor": tensor}
+                if config.batch_size % (sizes["fsdp"] * topology.slices) == 0:
+                    yield ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "fsdp=1"
+
+
+def _powers(most: int) -> list[int]:
+    return [2**n for n in range(max(1, most).bit_length()) if 2**n <= most]
+
+
+def splits(config: C.Config, mesh: str) -> list[int]:
+    """Numbers of passes that leave every device a whole number of rows."""
+    sizes = _sizes(mesh)
+    shards = math.prod(sizes.get(axis, 1) for axis in sharding.RULES["batch"])
+    rows = config.batch_size // shards
+    return [n for n in _powers(rows) if rows % n == 0]
+
+
+def _sizes(mesh: str) -> dict[str, int]:
+    return {name: int(size) for name, size in (part.split("=") for part in mesh.split(","))}
+
+
+def estimate(config: C.Config, topology: Topology) -> Choice:
+    """What the analytic model says of a config. Memory: its state, what the forward pass keeps, one layer or the head at work. Time: the roofline,
+    with the messages that theory has."""
+    sizes, model, chip = _sizes(config.mesh), config.model, topology.chip
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    specs = P.flatten(transformer.specs(model))
+    shares = {
+        path: math.prod(jax.sharding.NamedSharding(mesh, sharding.param_spec(p, mesh)).shard_shape(p.shape))
+        for path, p in specs.items()
+    }
+    held = STATE_BYTES * sum(shares.values())
+    tensor = sizes.get("tensor", 1)
+    shards = math.prod(sizes.get(axis, 1) for axis in sharding.RULES["batch"])
+    tokens = (
+        config.batch_size / shards / config.micro_batches * config.row_tokens / sizes.get("sequence", 1)
+    )  # of a device and pass
+    kept = roofline.kept_bytes(model, tokens, tensor)
+    weights = 2 * sum(p.size for path, p in specs.items() if path.startswith("decoder")) / max(1, model.layers) / tensor
+    layer = 2 * tokens * (4 * model.width + (3 * model.F + 4 * model.heads * model.H) / tensor) + 2 * weights
+    tile = tokens if config.task.head_tile is None else min(tokens, config.task.head_tile)
+    head = tile * model.V / tensor * 6 + 2 * 2 * model.V * model.width / tensor
+    seconds = math.inf if chip is None else analytic_seconds(config, sizes, chip, tokens)
+    return Choice(config, held + kept + max(layer, head), seconds)
+
+
+def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, tokens: float) -> float:
+    """Seconds of a step by the roofline, messages by theory."""
+    model, devices = config.model, math.prod(sizes.values())
+    done = roofline.work(config, model, devices)
+    reached = roofline.REACHED
+    computing = (
+        done.products / chip.flops / reached["products"]
+        + done.attention / chip.flops / reached["attention"]
+        + done.moved / chip.bandwidth / reached["memory"]
+    )
+    if chip.link is None:
+        return computing
+    tensor, passes = sizes.get("tensor", 1), config.micro_batches
+    share = 1.0 if chip.dimensions == 0 or tensor == 1 else (chip.dimensions - 1) / chip.dimensions
+    weights = (
+        3
+        * passes
+        * 2
+        * P.count(transformer.specs(model))
+        / tensor
+        * (1 - 1 / sizes.get("fsdp", 1))
+        / (chip.link * share * reached["link"])
+    )
+    again = 1 + (1 if model.remat == "full" else 0)
+    activations = passes * model.layers * (4 + 4 * again) * tokens * model.width * 2 * (1 - 1 / tensor)
+    activations /= chip.link / max(1, chip.dimensions) * reached["link"]
+    across = 0.0
+    if sizes.get("data", 1) > 1 and chip.network is not None:
+        across = (
+            2 * 4 * P.count(transformer.specs(model)) * sizes["data"] / devices / (chip.network * reached["network"])
+        )
+    return max(computing, weights + across) + reached["waited"] * activations
+
+
+def changes(config: C.Config, topology: Topology, limit: float) -> list[tuple[str, C.Config, Topology]]:
+    """What would make a config that does not fit one that should, the least costly first: one change (more passes, more recomputation, a tiled
+    head, another mesh), then these together, then more chips of the kind. Each as options of a command line, with its config."""
+    singles = [
+        *(("--micro-batches", n, dataclasses.replace(config, micro_batches=n)) for n in splits(config, config.mesh) if n > config.micro_batches),
+        *(("--model.remat", name, _with_remat(config, name)) for name in POLICIES[POLICIES.index(config.model.remat) + 1 :]),
+        *(("--mesh", mesh, dataclasses.replace(config, mesh=mesh)) for mesh in meshes(config, topology)
+          if mesh != config.mesh and not splits_badly(config, mesh)),
+    ]  # fmt: skip
+    if config.task.head_tile is None:
+        tiled = dataclasses.replace(config, task=dataclasses.replace(config.task, head_tile=4096))
+        singles.append(("--task.head-tile", 4096, tiled))
+    found = [(f"{option} {value}", estimate(one, topology)) for option, value, one in singles]
+    fitting = sorted((one for one in found if one[1].bytes <= ROOM * limit), key=lambda one: one[1].seconds)
+    out = [(said, one.config, topology) for said, one in fitting]
+    for one in choices(config, topology, limit)[:2]:
+        said = f"--mesh {one.config.mesh} --micro-batches {one.config.micro_batches} --model.remat {one.config.model.remat}"
+        out.append((said, one.config, topology))
+    for larger in larger_topologies(topology):
+        mesh = next((mesh for mesh in meshes(config, larger)), None)
+        if mesh is not None and (found_there := choices(config, larger, limit)):
+            best = found_there[0].config
+            said = f"--topology {larger.name} --mesh {best.mesh} --micro-batches {best.micro_batches} --model.remat {best.model.remat}"
+            out.append((said, best, larger))
+            break
+    return out
+
+
+def _with_remat(config: C.Config, name: str) -> C.Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=name))
+
+
+def splits_badly(config: C.Config, mesh: str) -> bool:
+    """Whether a mesh's devices have no whole number of rows of each pass."""
+    shards = math.prod(_sizes(mesh).get(axis, 1) for axis in sharding.RULES["batch"])
+    return config.batch_size // config.micro_batches % shards > 0
