@@ -12,7 +12,8 @@ MESHES = (
 )  # fmt: skip
 SPARSE = ("expert=4,data=2", "expert=4,fsdp=2", "expert=2,sequence=4", "expert=2,tensor=4")
 FAMILIES = (
-    "gpt2", "gpt-neo", "gpt-neox", "llama", "llama-biased-wide-heads", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "glm4", "phi3", "olmo2",
+    "gpt2", "gpt-neo", "gpt-neox", "llama", "llama-biased-wide-heads", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "glm4", "phi3",
+    "olmo2",
 )  # fmt: skip
 EACH = 2
 
