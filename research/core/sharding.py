@@ -146,13 +146,34 @@ def check_batch(batch_size: int, mesh: Mesh, length: int | None = None) -> None:
         )
 
 
+def row_part(mesh: Mesh) -> tuple[int, int]:
+    """`(index, count)`: which of how many equal parts of a batch's rows this process's devices hold. Processes that differ along `tensor` alone
+    hold the same one; all rows, where a process's are not neighbours."""
+    count = batch_shards(mesh)
+    where = NamedSharding(mesh, spec(("batch",), (count,), mesh))
+    held: dict[int, set[int]] = {}
+    for device, (rows, *_) in where.devices_indices_map((count,)).items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(count)))
+    parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+    size = len(parts[0])
+    if [row for part in parts for row in part] != list(range(count)) or any(len(part) != size for part in parts):
+        return 0, 1
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
 def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Each process's own rows as global arrays: rows over the data axes, everything else whole."""
+    """Each process's part of the rows as global arrays: rows over the data axes, everything else whole."""
+    index, count = row_part(mesh)
 
     def one(x: np.ndarray) -> jax.Array:
-        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        shape = (x.shape[0] * count, *x.shape[1:])
         where = NamedSharding(mesh, spec(("batch", *[None] * (x.ndim - 1)), shape, mesh))
-        return jax.make_array_from_process_local_data(where, x, shape)
+
+        def part(at: tuple[slice, ...]) -> np.ndarray:
+            first, end, _ = at[0].indices(shape[0])
+            return x[(slice(first - index * len(x), end - index * len(x)), *at[1:])]
+
+        return jax.make_array_from_callback(shape, where, part)
 
     return {name: one(x) for name, x in batch.items()}
 

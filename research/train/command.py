@@ -16,15 +16,15 @@ from typing import Any
 import jax
 
 from research.core import config as core_config
-from research.core import host
+from research.core import host, sharding
 from research.core.errors import UserError
-from research.train import compile_cache, program, start, trackers
+from research.train import compile_cache, hosts, program, start, trackers
 from research.train.checkpoint import Checkpointer, Keep
 from research.train.config import Arguments, Config, Experiment, identity
 from research.train.console import Console, count, duration
 from research.train.loop import Loop, Result, out_of_memory, summarise
 from research.train.report import write_report
-from research.train.rundir import RunDir
+from research.train.rundir import Follower, RunDir
 from research.train.signals import Signals
 
 EXIT_BAD_INPUT = 2
@@ -32,7 +32,13 @@ EXIT_SIGNAL = 128
 
 
 def fit(
-    experiment: Experiment | Config, *, name: str | None = None, resume: bool = True, fresh: bool = False, profile=None
+    experiment: Experiment | Config,
+    *,
+    name: str | None = None,
+    resume: bool = True,
+    fresh: bool = False,
+    profile=None,
+    step_timeout: float | None = None,
 ) -> Result:
     """Trains a config, or goes on with its run directory, and returns what came of it.
 
@@ -48,35 +54,64 @@ def fit(
     config, corpus = built.config, built.corpus
     same = identity(config, data=corpus.source_fingerprint, tokenizer=corpus.tokenizer_fingerprint)
     path = Path(config.run_dir or Path("runs") / name)
-    with RunDir.open(path, core_config.to_dict(config), same, resume=resume, fresh=fresh) as run:
-        if (done := run.finished(stop_conditions(config))) is not None:
-            return Result(done, None, None, run)
-        corpus.tokenizer.save(run.path / "tokenizer.json")
-        run.track(trackers.start(config.trackers, run.path, name, core_config.to_dict(config), to_stderr))
+    with _opened(path, core_config.to_dict(config), same, resume, fresh) as run:
+        if hosts.several():
+            mine = hosts.facts(same, corpus.source_fingerprint, sharding.row_part(built.mesh))
+            hosts.preflight(mine, run.path, config.batch_size)
+        done = run.finished(stop_conditions(config))
+        if hosts.of_first(done is not None):
+            return Result(done or {"stopped_by": "finished", "steps": config.steps}, None, None, run)
+        if hosts.is_first():
+            corpus.tokenizer.save(run.path / "tokenizer.json")
+            run.track(trackers.start(config.trackers, run.path, name, core_config.to_dict(config), to_stderr))
         keep = Keep(last=config.keep_last, best=True, every=config.keep_every)
-        with Signals() as signals, Checkpointer(run.path / "checkpoints", keep) as saver:
-            result = _train(config, built, run, saver, signals, profile)
+        with (
+            Signals() as signals, Checkpointer(run.path / "checkpoints", keep) as saver, hosts.Watchdog(step_timeout) as watchdog,
+        ):  # fmt: skip
+            result = _train(config, built, run, saver, signals, watchdog, profile)
         over = result.summary["stopped_by"] != "non_finite" and not result.summary["stopped_by"].startswith("SIG")
         if over and isinstance(experiment, Experiment) and experiment.after is not None:
             result.summary.update(experiment.after(result))
         result.summary["wall_seconds"] = host.seconds_since_process_start()
         if over:
             run.finish(result.summary, stop_conditions(config))
-        write_report(run.path)
+        if hosts.is_first():
+            write_report(run.path)
         return result
 
 
+def _opened(path: Path, config: dict[str, Any], same: dict[str, Any], resume: bool, fresh: bool) -> RunDir:
+    """The run directory: opened by the first process, followed by the others, on all of which it is an error where it cannot be opened."""
+    if not hosts.several():
+        return RunDir.open(path, config, same, resume=resume, fresh=fresh)
+    run, problem = None, None
+    if hosts.is_first():
+        try:
+            run = RunDir.open(path, config, same, resume=resume, fresh=fresh)
+        except UserError as error:
+            problem = error
+    if not hosts.of_first(problem is None):
+        raise problem or UserError(f"process 0 cannot open {path}; its output says why")
+    return run or Follower(path, jax.process_index())
+
+
 def _train(
-    config: Config, built: program.Program, run: RunDir, saver: Checkpointer, signals: Signals, profile
+    config: Config,
+    built: program.Program,
+    run: RunDir,
+    saver: Checkpointer,
+    signals: Signals,
+    watchdog: hosts.Watchdog,
+    profile,
 ) -> Result:
-    with contextlib.closing(Console(config.steps, 0, run.write_log)) as console:
+    with contextlib.closing(Console(config.steps, 0, run.write_log, quiet=not hosts.is_first())) as console:
         devices = jax.devices()
         console.say(f"{count(built.n_params)} parameters, {len(devices)} x {devices[0].device_kind}, {len(built.corpus.train):,} training tokens"
                     f" of vocabulary {built.model.V}, {config.batch_size} x {config.row_tokens} a step")  # fmt: skip
         if config.init_from is not None:
             console.say(f"model, tokeniser and first weights are those of {config.init_from}")
         try:
-            loop = Loop(config, built, run, saver, console, signals)
+            loop = Loop(config, built, run, saver, console, signals, watchdog)
             stopped_by = loop.go(profile)
         except Exception as error:
             if (explained := out_of_memory(error)) is not None:
@@ -102,17 +137,21 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
     config = experiment.config if source is None else read_config(experiment.config, source)
     arguments: Arguments = core_config.parse(Arguments(config), argv, prog, experiment.description)
     start.check_overrides(arguments.experiment, core_config.options_given(argv))
+    if arguments.distributed and not arguments.print_config:
+        hosts.join(hosts.Processes(arguments.coordinator, arguments.num_processes, arguments.process_id))
     experiment = dataclasses.replace(experiment, config=arguments.experiment)
     if arguments.print_config:
         print(json.dumps(core_config.to_dict(experiment.config), indent=None if arguments.json else 2))
         return 0
-    result = fit(experiment, resume=arguments.resume, fresh=arguments.fresh, profile=arguments.profiled())
+    result = fit(
+        experiment, resume=arguments.resume, fresh=arguments.fresh, profile=arguments.profiled(), step_timeout=arguments.step_timeout
+    )  # fmt: skip
     stopped_by = result.summary["stopped_by"]
     if result.state is None:
         print(
             f"{result.run.path} is finished (stopped by {stopped_by} at step {result.summary['steps']}): nothing to train"
         )
-    if arguments.json:
+    if arguments.json and hosts.is_first():
         print(json.dumps(finite(result.summary)), flush=True)
     if stopped_by.startswith("SIG"):
         return EXIT_SIGNAL + signal.Signals[stopped_by]

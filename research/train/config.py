@@ -203,6 +203,15 @@ class Arguments:
     config: str | None = None  # start from this JSON: a run's config.json, or an object of config fields
     resume: bool = True  # go on with a run directory that exists; --no-resume: refuse
     fresh: bool = False  # delete the run directory first
+    distributed: bool = (
+        False  # one of several processes, which find each other as the cluster tells them, or by the three below
+    )
+    coordinator: str | None = None  # HOST:PORT of the first process
+    num_processes: int | None = None
+    process_id: int | None = None  # from 0
+    step_timeout: float | None = (
+        None  # seconds without the end of a step after which the process ends with code 75, its stacks shown
+    )
     profile: str | None = None  # A:B writes a trace of those steps into the run directory
     print_config: bool = False  # print the config as JSON and stop
     json: bool = False  # the last line of standard output is one JSON object
@@ -212,6 +221,10 @@ class Arguments:
 
     def __post_init__(self):
         self.profiled()
+        timeout = self.step_timeout
+        require(timeout is None or 0 < timeout < float("inf"), "step_timeout", timeout, "a number of seconds above 0")
+        placed = self.coordinator is not None or self.num_processes is not None or self.process_id is not None
+        require(self.distributed or not placed, "coordinator", self.coordinator, "nothing without --distributed")
 
     def profiled(self) -> tuple[int, int] | None:
         """The steps `[A, B)` to trace. Raises UserError for anything but `A:B` with A < B, A within the run."""

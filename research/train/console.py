@@ -23,11 +23,11 @@ def count(n: float) -> str:
 
 
 class Console:
-    """Lines go to standard output and to `log`; on a terminal, a bar below them shows where the run stands."""
+    """Lines go to standard output and to `log`; on a terminal, a bar below them shows where the run stands. `quiet`: to the log alone."""
 
-    def __init__(self, total: int, done: int, log: Callable[[str], None]):
-        self._log, self._total, self._bar = log, total, None
-        if sys.stdout.isatty():
+    def __init__(self, total: int, done: int, log: Callable[[str], None], quiet: bool = False):
+        self._log, self._total, self._bar, self._quiet = log, total, None, quiet
+        if sys.stdout.isatty() and not quiet:
             from rich.progress import BarColumn, Progress, TextColumn
 
             columns = (
@@ -44,7 +44,7 @@ class Console:
         self._log(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif not self._quiet:
             print(line, flush=True)
 
     def progress(self, step: int, record: dict[str, Any], left: float) -> None:
@@ -54,7 +54,7 @@ class Console:
         self._log(f"step {step}  {loss}")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, total=self._total, status=loss)
-        else:
+        elif not self._quiet:
             print(f"step {step}/{self._total}  {loss}", flush=True)
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import jax
 
 from research.core.errors import UserError
 from research.data.prefetch import prefetch
+from research.train import hosts
 from research.train.checkpoint import Checkpointer
 from research.train.config import Config
 from research.train.console import Console, duration
@@ -62,11 +62,13 @@ class Loop:
     """One run in progress: the program and its state, and everything a step may have to do besides."""
 
     def __init__(
-        self, config: Config, program: Program, run: RunDir, saver: Checkpointer, console: Console, signals: Signals
-    ):
+        self, config: Config, program: Program, run: RunDir, saver: Checkpointer, console: Console, signals: Signals,
+        watchdog: hosts.Watchdog,
+    ):  # fmt: skip
         self.config, self.program, self.run, self.saver = config, program, run, saver
-        self.console, self.signals = console, signals
-        self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.console, self.signals, self.watchdog = console, signals, watchdog
+        self.votes = hosts.Votes() if hosts.several() else None
+        self.pending: deque[tuple[int, dict[str, jax.Array], jax.Array | None]] = deque()
         restored = saver.restore(program.abstract_state())
         self.state: State = program.initial_state() if restored is None else restored.state
         self.step = int(self.state.step)
@@ -86,12 +88,19 @@ class Loop:
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
+    @property
+    def requested(self) -> int | None:
+        """The signal, or the vote, that is to stop the run: of several processes what all have read of the others, never its own."""
+        return self.signals.requested if self.votes is None else self.votes.agreed
+
     def go(self, profile: tuple[int, int] | None) -> str:
         """Trains until a stop condition holds and returns its name. The state of that moment is on disk when it returns."""
         config = self.config
         self.milestone()  # what a signal left undone
         stop = self.why_stop()
-        if self.step == 0 and stop is None and config.sample_every is not None:
+        if config.sample_every is not None and hosts.several():
+            self.console.say("several processes draw no samples; research sample does, from a checkpoint")
+        elif self.step == 0 and stop is None and config.sample_every is not None:
             self.sample()
         batches = prefetch(self.program.batches, self.step, config.steps, self.program.put_batch, config.prefetch)
         with contextlib.closing(batches), tracing(profile, self.run, lambda: self.step) as trace:
@@ -103,12 +112,12 @@ class Loop:
                 self.state, metrics = self.program.step(self.state, batch, self.program.hypers)
                 self.step += 1
                 self.progress.tokens += config.step_tokens
-                self.pending.append((self.step, metrics))
+                self.pending.append((self.step, metrics, None if self.votes is None else self.votes.cast(self.vote())))
                 self.take(all_of_them=self.is_milestone(self.step))
                 self.milestone()
                 stop = self.why_stop()
         self.take(all_of_them=True)
-        if self.signals.requested is None and stop != "non_finite" and self.progress.eval_step != self.step:
+        if self.requested is None and stop != "non_finite" and self.progress.eval_step != self.step:
             best = self.evaluate()
             self.save(bool(best))
             if best is None:  # a signal has cut it short
@@ -127,13 +136,13 @@ class Loop:
     def milestone(self) -> None:
         """The evaluation, samples and checkpoint that are due after this step. What a signal cuts short stays due."""
         config, best = self.config, False
-        if self.progress.milestone == self.step or self.signals.requested is not None:
+        if self.progress.milestone == self.step or self.requested is not None:
             return
         if self.step % config.eval_every == 0 or self.step == config.steps:
             best = self.evaluate()
             if best is None:
                 return
-        if config.sample_every is not None and self.step % config.sample_every == 0:
+        if config.sample_every is not None and self.step % config.sample_every == 0 and not hosts.several():
             self.sample()
         self.progress.milestone = self.step
         if best or self.step % config.checkpoint_every == 0 or self.step == config.steps:
@@ -142,8 +151,8 @@ class Loop:
     def why_stop(self) -> str | None:
         """The name of the stop condition that holds after this step, or None."""
         config, progress = self.config, self.progress
-        if self.signals.requested is not None:
-            return signal.Signals(self.signals.requested).name
+        if self.requested is not None:
+            return hosts.signal_of(self.requested)
         if self.skipped_in_a_row >= config.max_skipped:
             return "non_finite"
         if (
@@ -156,15 +165,25 @@ class Loop:
             return "patience"
         if config.max_tokens is not None and progress.tokens >= config.max_tokens:
             return "max_tokens"
-        if config.max_seconds is not None and self.seconds() >= config.max_seconds:
+        if self.votes is None and self.out_of_time():
             return "max_seconds"
         return "steps" if self.step >= config.steps else None
+
+    def out_of_time(self) -> bool:
+        return self.config.max_seconds is not None and self.seconds() >= self.config.max_seconds
+
+    def vote(self) -> int:
+        """What this process has to say to the others: a signal it was sent; the first one, that time is up."""
+        return self.signals.requested or (hosts.OUT_OF_TIME if hosts.is_first() and self.out_of_time() else 0)
 
     def take(self, all_of_them: bool) -> None:
         """Reads the metrics of finished steps. One step stays in flight, so that the host never waits for the device it feeds."""
         while len(self.pending) > (0 if all_of_them else 1):
-            step, metrics = self.pending.popleft()
+            step, metrics, vote = self.pending.popleft()
+            if self.votes is not None and vote is not None:
+                self.votes.read(vote)
             self.skipped_in_a_row, self.progress.train_loss = int(metrics["skipped_in_a_row"]), float(metrics["loss"])
+            self.watchdog.alive()
             if self.skipped_in_a_row:
                 self.console.say(f"step {step}: {self.program.name_bad_leaf(int(metrics['bad_leaf']))} is not finite; the update is skipped"
                                  f" ({self.skipped_in_a_row} in a row)")  # fmt: skip
@@ -190,7 +209,8 @@ class Loop:
     def evaluate(self) -> bool | None:
         """The held-out loss, logged; returns whether it is the best so far, None if a signal cut it short."""
         began = time.perf_counter()
-        loss = self.program.evaluate(self.state, interrupted=lambda: self.signals.requested is not None)
+        loss = self.program.evaluate(self.state, interrupted=self.interrupted)
+        self.watchdog.alive()
         if loss is None:
             return None
         best = self.progress.evaluated(self.step, loss)
@@ -203,6 +223,11 @@ class Loop:
         self.logged = (self.logged[0] + took, self.logged[1])
         return best
 
+    def interrupted(self) -> bool:
+        """Whether an evaluation is to be left. Several processes finish it: they agree between steps alone."""
+        self.watchdog.alive()
+        return self.votes is None and self.signals.requested is not None
+
     def sample(self) -> None:
         began = time.perf_counter()
         text = self.program.sample(self.state)
@@ -214,6 +239,7 @@ class Loop:
     def save(self, best: bool = False) -> None:
         self.progress.seconds = self.seconds()
         self.saver.save(self.step, self.state, dataclasses.asdict(self.progress), is_best=best)
+        self.watchdog.alive()
         self.saved_step = self.step
 
 

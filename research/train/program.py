@@ -114,7 +114,7 @@ class Program:
             self.corpus, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
             config.fim_rate,
         )  # fmt: skip
-        return self._posed(text, config.order_seed).rows(jax.process_index(), jax.process_count())
+        return self._posed(text, config.order_seed).rows(*sharding.row_part(self.mesh))
 
     def _check_sentinels(self) -> None:
         """Raises UserError where the tokeniser or the model lacks the ids that fill in the middle takes."""
@@ -247,7 +247,7 @@ class Program:
         return total["nll"] / total["weight"]
 
     def _local(self, rows: ByIndex | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
-        return iter(rows.rows(jax.process_index(), jax.process_count()))
+        return iter(rows.rows(*sharding.row_part(self.mesh)))
 
     def sample(self, state: S.State) -> str:
         """The config's prompt and what the model makes of it."""

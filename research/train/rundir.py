@@ -176,6 +176,30 @@ class RunDir:
         write_atomically(self.path / STATUS, _pretty(_plain({"conditions": conditions, "result": result})))
 
 
+class Follower(RunDir):
+    """The run directory as all processes but the first see it: they write a log of their own there, and nothing else."""
+
+    def __init__(self, path: str | Path, index: int):
+        super().__init__(Path(path).expanduser().absolute(), -1)
+        self._log = self.path / f"train.{index}.log"
+
+    def write_metrics(self, record: dict[str, Any]) -> None:
+        """Nothing: the first process writes them."""
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Nothing, likewise."""
+
+    def write_log(self, line: str) -> None:
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        _append(self._log, f"{now} {line}\n".encode(errors="replace"))
+
+    def cut_back(self, step: int) -> None:
+        """Nothing, likewise."""
+
+    def finish(self, result: dict[str, Any], conditions: dict[str, Any]) -> None:
+        """Nothing, likewise."""
+
+
 _open_runs: "weakref.WeakSet[RunDir]" = weakref.WeakSet()
 
 
