@@ -138,7 +138,9 @@ def run_experiment(experiment: Experiment, argv: Sequence[str], prog: str) -> in
     arguments: Arguments = core_config.parse(Arguments(config), argv, prog, experiment.description)
     start.check_overrides(arguments.experiment, core_config.options_given(argv))
     if arguments.distributed and not arguments.print_config:
-        hosts.join(hosts.Processes(arguments.coordinator, arguments.num_processes, arguments.process_id))
+        hosts.join(
+            hosts.Processes(arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.heartbeat)
+        )
     experiment = dataclasses.replace(experiment, config=arguments.experiment)
     if arguments.print_config:
         print(json.dumps(core_config.to_dict(experiment.config), indent=None if arguments.json else 2))

@@ -209,6 +209,7 @@ class Arguments:
     coordinator: str | None = None  # HOST:PORT of the first process
     num_processes: int | None = None
     process_id: int | None = None  # from 0
+    heartbeat: int = 30  # seconds after which a silent process is taken for dead, and the others end
     step_timeout: float | None = (
         None  # seconds without the end of a step after which the process ends with code 75, its stacks shown
     )

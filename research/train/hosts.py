@@ -26,7 +26,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.core.errors import UserError
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process is taken for dead, and the others end
 OUT_OF_TIME = 256  # a vote that is no signal: the run's time is up
 CLOCKS = 60.0  # seconds that the clocks of two hosts may differ
 FACTS = 4096  # bytes of what a process says of itself
@@ -40,6 +39,7 @@ class Processes:
     coordinator: str | None = None  # HOST:PORT of the first process
     count: int | None = None
     index: int | None = None
+    heartbeat: int = 30  # seconds without a sign of life after which a process is taken for dead, and the others end
 
     def __post_init__(self):
         given = [value is not None for value in (self.coordinator, self.count, self.index)]
@@ -49,6 +49,8 @@ class Processes:
             )
         if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
             raise UserError(f"--process-id is {self.index}; expected a whole number from 0 to {self.count - 1}")
+        if self.heartbeat < 1:
+            raise UserError(f"--heartbeat is {self.heartbeat}; expected a whole number of seconds of at least 1")
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdecimal():
             raise UserError(f"--coordinator is {self.coordinator!r}; expected HOST:PORT of the first process")
 
@@ -60,7 +62,7 @@ def join(processes: Processes) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # signals are the loop's (signals.py)
     try:
         jax.distributed.initialize(
-            processes.coordinator, processes.count, processes.index, heartbeat_timeout_seconds=HEARTBEAT
+            processes.coordinator, processes.count, processes.index, heartbeat_timeout_seconds=processes.heartbeat
         )
     except (RuntimeError, ValueError) as error:
         told = str(error).splitlines()[0][:200]
