@@ -3,7 +3,8 @@
     python experiments/mup_transfer.py
     python experiments/mup_transfer.py model.width=64,128 steps=100 --out sweeps/short
 
-Both begin as one model of width 256, and differ from it as they are narrower or wider. Draws `mup_transfer.png` in the sweep's folder.
+Both begin as one model of width 256, and differ from it as they are narrower or wider. Draws `mup_transfer.png` in the sweep's folder. On 2 CPU
+cores, 29 minutes (2026-11-27): over widths 64 to 512 the best rate moves by a factor of 1.2 under muP, and of 10.8 without (docs/mup.md).
 """
 
 from typing import Any

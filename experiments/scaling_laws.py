@@ -4,7 +4,8 @@
     python experiments/scaling_laws.py model.width=32,64,96 steps=50,100,200 --out sweeps/short
 
 muP carries one learning rate to all sizes. The law is fitted to the grid; then a model of twice the largest width trains for twice the most steps,
-and the law's prediction is held against what it reaches. Draws `scaling_laws.png`, the law in curves of equal FLOPs, in the sweep's folder.
+and the law's prediction is held against what it reaches. Draws `scaling_laws.png`, the law in curves of equal FLOPs, in the sweep's folder. On 2 CPU
+cores, 17 minutes beside other work (2026-11-27): predicted 1.367, reached 1.407 (docs/sweeps.md).
 """
 
 import dataclasses

@@ -57,9 +57,20 @@ def optuna_module() -> Any:
 # -- the storage
 
 
-def storage_of(url: str) -> Any:
-    """The storage at a URL: `postgresql://...`, `mysql://...`, `sqlite:///FILE`, or `journal:FILE`, Optuna's journal. Raises UserError for one that
-    is malformed, lacks its driver, or cannot be reached."""
+@contextlib.contextmanager
+def storage_at(url: str) -> Iterator[Any]:
+    """The storage at a URL: `postgresql://...`, `mysql://...`, `sqlite:///FILE`, or `journal:FILE`, Optuna's journal. Its connections are closed
+    when the block ends. Raises UserError for one that is malformed, lacks its driver, or cannot be reached."""
+    storage = _reached(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        if hasattr(storage, "engine"):
+            storage.engine.dispose()
+
+
+def _reached(url: str) -> Any:
     for again in (True, True, False):
         try:
             return _opened(url)

@@ -43,8 +43,8 @@ def run(sweep: "Sweep", say: Report, plan_only: bool = False) -> tuple[list[dict
         return [], total * sweep.seeds
     sweep.folder.mkdir(parents=True, exist_ok=True)
     url = sweep.storage or f"journal:{sweep.folder / 'study.journal'}"
-    with S.reached(url):
-        return Worker(sweep, url, say, made, listed, total).work(), total * sweep.seeds
+    with S.reached(url), S.storage_at(url) as storage:
+        return Worker(sweep, storage, say, made, listed, total).work(), total * sweep.seeds
 
 
 def _corners(sweep: "Sweep") -> list[P.Trial]:
@@ -60,7 +60,7 @@ class Worker:
     """One process at a study of `total` choices: those that are `listed`, or a sampler's."""
 
     def __init__(
-        self, sweep: "Sweep", url: str, say: Report, made: Made, listed: list[dict[str, Any]] | None, total: int
+        self, sweep: "Sweep", storage: Any, say: Report, made: Made, listed: list[dict[str, Any]] | None, total: int
     ):
         optuna = S.optuna_module()
         self.sweep, self.say, self.made, self.listed, self.total = sweep, say, made, listed, total
@@ -68,7 +68,7 @@ class Worker:
         self.distributions = S.distributions(self.space)
         self.name, self.watch, self.shown = S.worker_name(), S.Watch(), False
         self.study = optuna.create_study(
-            storage=S.storage_of(url), study_name=sweep.study or sweep.name, load_if_exists=True,
+            storage=storage, study_name=sweep.study or sweep.name, load_if_exists=True,
             pruner=S.pruner_of(sweep.pruner),
         )  # fmt: skip
         self._agree()

@@ -93,13 +93,9 @@ def _taken_by(process: subprocess.Popen, url: str) -> list[int]:
 
 
 def _trials(url: str) -> list[FrozenTrial]:
-    """The trials that a storage has, none before there is a study. No connection stays open."""
-    storage = study.storage_of(url)
-    try:
-        return study.optuna_module().load_study(study_name="two workers", storage=storage).get_trials()
-    except KeyError:
-        return []
-    finally:
-        if hasattr(storage, "engine"):
-            storage.remove_session()
-            storage.engine.dispose()
+    """The trials that a storage has, none before there is a study."""
+    with study.storage_at(url) as storage:
+        try:
+            return study.optuna_module().load_study(study_name="two workers", storage=storage).get_trials()
+        except KeyError:
+            return []

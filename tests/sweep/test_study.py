@@ -169,7 +169,8 @@ def test_a_grid_on_a_storage_has_the_results_of_a_grid_alone(sweep, tmp_path):
         return [(line["trial"], line["fields"], line["curve"], line["metric"], line["status"]) for line in lines]
 
     assert told(shared) == told(alone)
-    trials = optuna.load_study(study_name="grid", storage=url).trials
+    with S.storage_at(url) as storage:
+        trials = optuna.load_study(study_name="grid", storage=storage).trials
     assert [sorted(one.intermediate_values) for one in trials] == [[6], [6], [6]]
     assert [one.value for one in trials] == pytest.approx(
         [sum(x["metric"] for x in alone.lines[n : n + 2]) / 2 for n in (0, 2, 4)]
@@ -240,7 +241,8 @@ def test_a_study_of_another_sweep_is_refused(sweep, tmp_path):
     sweep({RATE: [1e-3]}, storage=url, study="one").run()
     with pytest.raises(UserError, match=r"another sweep's: its space.optimizer.learning_rate is \[0.001\]"):
         sweep({RATE: [1e-2]}, storage=url, study="one", out=str(tmp_path / "other")).run()
-    optuna.create_study(study_name="theirs", storage=S.storage_of(url)).ask()
+    with S.storage_at(url) as storage:
+        optuna.create_study(study_name="theirs", storage=storage).ask()
     with pytest.raises(UserError, match="was not made by a sweep"):
         sweep({RATE: [1e-2]}, storage=url, study="theirs", out=str(tmp_path / "other")).run()
 
