@@ -169,7 +169,7 @@ def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         shape = (x.shape[0] * count, *x.shape[1:])
         where = NamedSharding(mesh, spec(("batch", *[None] * (x.ndim - 1)), shape, mesh))
 
-        def part(at: tuple[slice, ...]) -> np.ndarray:
+        def part(at: Any) -> np.ndarray:
             first, end, _ = at[0].indices(shape[0])
             return x[(slice(first - index * len(x), end - index * len(x)), *at[1:])]
 

@@ -54,7 +54,9 @@ def test_what_four_saved_is_restored_bit_for_bit_by_others(count, devices, mesh,
     ended = several.ended(several.start(count, devices, words, script))
     assert [code for code, _, _ in ended] == [0] * count, ended[0][2][-2000:]
     sealed = restore_subtree(runs[4][0] / "checkpoints")
-    assert [json.loads(told.splitlines()[-1]) for _, told, _ in ended] == [[sealed.step, P.digest(sealed.state)]] * count
+    assert [json.loads(told.splitlines()[-1]) for _, told, _ in ended] == [
+        [sealed.step, P.digest(sealed.state)]
+    ] * count
 
 
 def test_four_go_on_where_two_stopped(runs, tmp_path):
