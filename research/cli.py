@@ -89,6 +89,13 @@ def plan(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """whether this machine is fit to train: versions, devices, memory, disks, clocks, three readings, and what to do"""
+    from research.scale import doctor
+
+    return doctor.main(argv)
+
+
 def scaling(argv: Sequence[str]) -> int:
     """fit TABLE.csv: a scaling law of runs, with intervals, and the best size for a budget"""
     from research.sweep import scaling_command
@@ -115,6 +122,7 @@ VERBS = {
     "mup-check": mup_check,
     "scaling": scaling,
     "plan": plan,
+    "doctor": doctor,
     "bench": bench,
 }
 

@@ -71,6 +71,19 @@ def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
     return 2 * size**3 / best
 
 
+def measured_copy_bandwidth(size: int = 2**26, seconds: float = 0.3) -> float:
+    """Bytes/s of the best of several copies of `size` bytes within the memory of the default device, read and written both counted."""
+    a = jnp.zeros(size // 4, jnp.float32)
+    copy = jax.jit(lambda a: a + 1)
+    copy(a).block_until_ready()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        copy(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size / best
+
+
 def peak_flops() -> tuple[float, str]:
     """`(FLOP/s of all devices together, where the figure comes from)`. A CPU's is shared by its fake devices, so counted once."""
     device = jax.devices()[0]

@@ -5,6 +5,7 @@ TPUs: libtpu compiles for any slice it knows, on any Linux machine (extra `plan-
 not how the chip's own compiler arranges memory.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -72,10 +73,8 @@ def target(topology: Topology) -> Target:
             topology=f"1x{topology.slices}x{each}",
         )
         return Target(topology, list(found.devices), True)
-    try:
+    with contextlib.suppress(RuntimeError):  # it has found its devices already; they may do
         jax.config.update("jax_num_cpu_devices", topology.devices)
-    except RuntimeError as error:
-        raise UserError(f"JAX has its devices already; plan for {topology.name} in a process of its own") from error
     if jax.device_count() < topology.devices:
         raise UserError(
             f"JAX has {jax.device_count()} devices already; plan for {topology.name} in a process of its own"

@@ -22,9 +22,10 @@ from research.train import compile_cache, hosts, program, start, trackers
 from research.train.checkpoint import Checkpointer, Keep
 from research.train.config import Arguments, Config, Experiment, identity
 from research.train.console import Console, count, duration
+from research.train.follower import Follower
 from research.train.loop import Loop, Result, out_of_memory, summarise
 from research.train.report import write_report
-from research.train.rundir import Follower, RunDir
+from research.train.rundir import RunDir
 from research.train.signals import Signals
 
 EXIT_BAD_INPUT = 2

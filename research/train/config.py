@@ -46,6 +46,7 @@ class Config:
     eval_every: int = 100  # steps between evaluations
     eval_batches: int | None = None  # None: the whole held-out part
     checkpoint_every: int = 500  # steps between checkpoints
+    checkpoint_minutes: float | None = None  # besides, so many minutes after the last one
     keep_last: int = 2  # checkpoints
     keep_every: int | None = None  # besides the last and the best, every n-th step
     log_every: int = 10  # steps between records of the metrics
@@ -57,6 +58,8 @@ class Config:
     target_loss: float | None = None  # held-out loss in nats per token
     patience: int | None = None  # evaluations in a row without improvement
     max_skipped: int = 10  # non-finite steps in a row
+    # steps between comparisons of the parameters of devices that hold the same ones; None: never
+    check_replicas_every: int | None = None
     prefetch: int = 2  # batches that are ready ahead of the step
     damaged: Literal["fatal", "skip"] = "fatal"  # what a row in a damaged shard is: the end of the run, or of weight 0
     trackers: tuple[TrackerName, ...] = ()  # besides the run directory
@@ -74,6 +77,8 @@ class Config:
             "max_tokens",
             "max_seconds",
             "patience",
+            "checkpoint_minutes",
+            "check_replicas_every",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a number above 0")
@@ -126,7 +131,8 @@ class Config:
 # What a run does on the host alone, beside its steps.
 HOST_ONLY = {
     "steps", "eval_every", "checkpoint_every", "keep_last", "keep_every", "log_every", "sample_every", "sample_prompt", "sample_tokens",
-    "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "trackers", "run_dir",
+    "max_tokens", "max_seconds", "target_loss", "patience", "max_skipped", "prefetch", "trackers", "run_dir", "checkpoint_minutes",
+    "check_replicas_every",
 }  # fmt: skip
 # What may differ between a run and its resumption. Everything else is its identity and must agree.
 FREE = HOST_ONLY | {

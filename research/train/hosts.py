@@ -92,7 +92,8 @@ def all_values(value: int) -> np.ndarray:
 
 
 class Votes:
-    """What stops a run, agreed upon by all processes: the largest vote of any, the number of a signal or `OUT_OF_TIME`.
+    """What all processes agree upon: in `agreed` what stops the run, the largest vote of any, the number of a signal or `OUT_OF_TIME`; in `save`
+    whether a checkpoint is due.
 
     `cast` starts an agreement and returns it; `read` takes in its outcome. All processes cast and read in the same order.
     """
@@ -101,17 +102,19 @@ class Votes:
         first = {device.process_index: device for device in reversed(jax.devices())}
         mesh = Mesh(np.array([first[index] for index in sorted(first)]), ("process",), axis_types=(AxisType.Auto,))
         self._where = NamedSharding(mesh, PartitionSpec("process"))
-        self._largest = jax.jit(lambda votes: votes.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._largest = jax.jit(lambda votes: votes.max(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
         self.agreed: int | None = None
+        self.save = False
 
-    def cast(self, vote: int) -> jax.Array:
-        votes = jax.make_array_from_process_local_data(self._where, np.array([vote], np.int32), (jax.process_count(),))
-        return self._largest(votes)
+    def cast(self, stop: int, save: bool) -> jax.Array:
+        mine = np.array([[stop, save]], np.int32)
+        return self._largest(jax.make_array_from_process_local_data(self._where, mine, (jax.process_count(), 2)))
 
     def read(self, outcome: jax.Array) -> None:
-        found = int(outcome)
-        if found and self.agreed is None:
-            self.agreed = found
+        stop, save = np.asarray(outcome).tolist()
+        self.save = self.save or bool(save)
+        if stop and self.agreed is None:
+            self.agreed = stop
 
 
 def facts(config: dict[str, Any], data: str, rows: tuple[int, int]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Loop:
         self.state: State = program.initial_state() if restored is None else restored.state
         self.step = int(self.state.step)
         self.progress = Progress() if restored is None else Progress(**restored.meta)
-        self.saved_step = -1 if restored is None else self.step
+        self.saved_step, self.saved_at = -1 if restored is None else self.step, time.perf_counter()
         if restored is not None:
             console.say(f"resumed from step {self.step} of {run.path}")
         run.cut_back(self.step if self.step else -1)  # -1: the sample of step 0 is drawn again
@@ -112,7 +112,7 @@ class Loop:
                 self.state, metrics = self.program.step(self.state, batch, self.program.hypers)
                 self.step += 1
                 self.progress.tokens += config.step_tokens
-                self.pending.append((self.step, metrics, None if self.votes is None else self.votes.cast(self.vote())))
+                self.pending.append((self.step, metrics, None if self.votes is None else self.votes.cast(*self.vote())))
                 self.take(all_of_them=self.is_milestone(self.step))
                 self.milestone()
                 stop = self.why_stop()
@@ -136,6 +136,9 @@ class Loop:
     def milestone(self) -> None:
         """The evaluation, samples and checkpoint that are due after this step. What a signal cuts short stays due."""
         config, best = self.config, False
+        every = config.check_replicas_every
+        if every is not None and self.step % every == 0 and self.step:
+            self.program.check_replicas(self.state)
         if self.progress.milestone == self.step or self.requested is not None:
             return
         if self.step % config.eval_every == 0 or self.step == config.steps:
@@ -145,7 +148,7 @@ class Loop:
         if config.sample_every is not None and self.step % config.sample_every == 0 and not hosts.several():
             self.sample()
         self.progress.milestone = self.step
-        if best or self.step % config.checkpoint_every == 0 or self.step == config.steps:
+        if best or self.step % config.checkpoint_every == 0 or self.step == config.steps or self.save_is_due():
             self.save(best)
 
     def why_stop(self) -> str | None:
@@ -169,12 +172,22 @@ class Loop:
             return "max_seconds"
         return "steps" if self.step >= config.steps else None
 
+    def clock_asks_for_a_save(self) -> bool:
+        """Whether `checkpoint_minutes` are over since the last checkpoint."""
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
+
+    def save_is_due(self) -> bool:
+        """The same for this process alone, or as the first of several had it when all last read their votes."""
+        return self.clock_asks_for_a_save() if self.votes is None else self.votes.save
+
     def out_of_time(self) -> bool:
         return self.config.max_seconds is not None and self.seconds() >= self.config.max_seconds
 
-    def vote(self) -> int:
-        """What this process has to say to the others: a signal it was sent; the first one, that time is up."""
-        return self.signals.requested or (hosts.OUT_OF_TIME if hosts.is_first() and self.out_of_time() else 0)
+    def vote(self) -> tuple[int, bool]:
+        """What this process has to say to the others: a signal it was sent; the first one also, that time is up or that a save is due."""
+        stop = self.signals.requested or (hosts.OUT_OF_TIME if hosts.is_first() and self.out_of_time() else 0)
+        return stop, hosts.is_first() and self.clock_asks_for_a_save()
 
     def take(self, all_of_them: bool) -> None:
         """Reads the metrics of finished steps. One step stays in flight, so that the host never waits for the device it feeds."""
@@ -237,10 +250,13 @@ class Loop:
         self.logged = (self.logged[0] + time.perf_counter() - began, self.logged[1])
 
     def save(self, best: bool = False) -> None:
+        self.take(all_of_them=True)  # a resumed run logs none of the steps before again
         self.progress.seconds = self.seconds()
         self.saver.save(self.step, self.state, dataclasses.asdict(self.progress), is_best=best)
         self.watchdog.alive()
-        self.saved_step = self.step
+        self.saved_step, self.saved_at = self.step, time.perf_counter()
+        if self.votes is not None:
+            self.votes.save = False
 
 
 @contextlib.contextmanager

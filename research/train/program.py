@@ -23,6 +23,7 @@ from research.sample.models import Loaded
 from research.sample.options import Sampling
 from research.tasks import infill, lm
 from research.train import config as C
+from research.train import replicas
 from research.train import step as S
 
 Weights = Callable[[jax.sharding.Mesh], P.Tree]
@@ -255,6 +256,16 @@ class Program:
         sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.8, seed=config.seed)
         model = Loaded(self.eval_params(state, self.hypers), self.model, self.corpus.tokenizer)
         return config.sample_prompt + continuations(model, [config.sample_prompt], sampling)[0].text
+
+    def check_replicas(self, state: S.State) -> None:
+        """Raises UserError, naming the device, where devices that hold the same part of a parameter hold different ones (`replicas.py`)."""
+        specs = [leaf.spec for leaf in jax.tree.leaves(self.state_shardings.params)]
+        found = np.asarray(self._sums_of_bits(jax.tree.leaves(state.params)))
+        replicas.check(found, self.mesh, specs, list(P.flatten(self.specs)), int(state.step))
+
+    @functools.cached_property
+    def _sums_of_bits(self) -> Any:
+        return replicas.sums(self.mesh, [leaf.spec for leaf in jax.tree.leaves(self.state_shardings.params)])
 
     def name_bad_leaf(self, index: int) -> str:
         """`metrics["bad_leaf"]` in words."""

@@ -133,19 +133,19 @@ class RunDir:
 
     def write_metrics(self, record: dict[str, Any]) -> None:
         """Appends one line. Numbers that are not finite are written as null, so that every line is JSON."""
-        _append(self.path / METRICS, json.dumps(_plain(record), allow_nan=False).encode() + b"\n")
+        append(self.path / METRICS, json.dumps(_plain(record), allow_nan=False).encode() + b"\n")
         if self._track is not None:
             self._track(record)
 
     def write_sample(self, step: int, text: str) -> None:
         """Appends a sample under a heading that says its step and length."""
         data = text.encode(errors="replace")
-        _append(self.path / SAMPLES, b"===== step %d, %d bytes =====\n%s\n" % (step, len(data), data))
+        append(self.path / SAMPLES, b"===== step %d, %d bytes =====\n%s\n" % (step, len(data), data))
 
     def write_log(self, line: str) -> None:
         """Appends a line with the time of day."""
         now = datetime.datetime.now().isoformat(timespec="seconds")
-        _append(self.path / LOG, f"{now} {line}\n".encode(errors="replace"))
+        append(self.path / LOG, f"{now} {line}\n".encode(errors="replace"))
 
     def cut_back(self, step: int) -> None:
         """Drops the metrics and samples after `step`, and a torn last line: what follows writes them again.
@@ -174,30 +174,6 @@ class RunDir:
     def finish(self, result: dict[str, Any], conditions: dict[str, Any]) -> None:
         """Marks the run as over. Raises UserError when that cannot be written."""
         write_atomically(self.path / STATUS, _pretty(_plain({"conditions": conditions, "result": result})))
-
-
-class Follower(RunDir):
-    """The run directory as all processes but the first see it: they write a log of their own there, and nothing else."""
-
-    def __init__(self, path: str | Path, index: int):
-        super().__init__(Path(path).expanduser().absolute(), -1)
-        self._log = self.path / f"train.{index}.log"
-
-    def write_metrics(self, record: dict[str, Any]) -> None:
-        """Nothing: the first process writes them."""
-
-    def write_sample(self, step: int, text: str) -> None:
-        """Nothing, likewise."""
-
-    def write_log(self, line: str) -> None:
-        now = datetime.datetime.now().isoformat(timespec="seconds")
-        _append(self._log, f"{now} {line}\n".encode(errors="replace"))
-
-    def cut_back(self, step: int) -> None:
-        """Nothing, likewise."""
-
-    def finish(self, result: dict[str, Any], conditions: dict[str, Any]) -> None:
-        """Nothing, likewise."""
 
 
 _open_runs: "weakref.WeakSet[RunDir]" = weakref.WeakSet()
@@ -363,7 +339,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
-def _append(file: Path, data: bytes) -> None:
+def append(file: Path, data: bytes) -> None:
     """All of `data` or nothing. Raises UserError when the disk is full."""
     try:
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
