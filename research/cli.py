@@ -96,6 +96,13 @@ def doctor(argv: Sequence[str]) -> int:
     return doctor.main(argv)
 
 
+def launch(argv: Sequence[str]) -> int:
+    """tpu|sky|slurm NAME --topology T --command CMD: a command on rented machines; what would be done is printed"""
+    from research.scale import launch
+
+    return launch.main(argv)
+
+
 def scaling(argv: Sequence[str]) -> int:
     """fit TABLE.csv: a scaling law of runs, with intervals, and the best size for a budget"""
     from research.sweep import scaling_command
@@ -122,6 +129,7 @@ VERBS = {
     "mup-check": mup_check,
     "scaling": scaling,
     "plan": plan,
+    "launch": launch,
     "doctor": doctor,
     "bench": bench,
 }

@@ -132,6 +132,35 @@ def test_without_a_mesh_nothing_is_constrained():
         assert sharding.constrain(x, "batch", "embed") is x
 
 
+class _Device:
+    """As much of a device as knows its process."""
+
+    def __init__(self, number: int, process: int):
+        self.id, self.process_index, self.platform, self.device_kind = number, process, "cpu", "cpu"
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "processes", "index", "part"),
+    [
+        ((4,), ("fsdp",), [0, 0, 1, 1], 1, (1, 2)),
+        ((4,), ("fsdp",), [0, 1, 2, 3], 2, (2, 4)),
+        ((2, 2), ("fsdp", "tensor"), [0, 0, 1, 1], 1, (1, 2)),
+        ((2, 2), ("fsdp", "tensor"), [0, 1, 2, 3], 3, (1, 2)),  # two processes hold the same rows
+        ((4,), ("tensor",), [0, 0, 1, 1], 1, (0, 1)),
+        ((4,), ("fsdp",), [0, 1, 0, 1], 1, (0, 1)),  # no neighbours: all rows
+    ],
+)
+def test_a_process_reads_the_rows_that_its_devices_hold(shape, axes, processes, index, part, monkeypatch):
+    held = np.array([_Device(number, process) for number, process in enumerate(processes)]).reshape(shape)
+    count = int(np.prod([n for n, axis in zip(shape, axes, strict=True) if axis == "fsdp"]))
+    places = {device: (slice(place[axes.index("fsdp")], place[axes.index("fsdp")] + 1) if "fsdp" in axes else slice(None),)
+              for place, device in np.ndenumerate(held)}  # fmt: skip
+    monkeypatch.setattr(sharding.NamedSharding, "devices_indices_map", lambda self, shape: places)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    assert sharding.batch_shards(AbstractMesh(shape, axes)) == count
+    assert sharding.row_part(AbstractMesh(shape, axes)) == part
+
+
 def test_rows_are_put_as_they_are():
     rows = {"tokens": np.arange(6, dtype=np.int32).reshape(2, 3), "weights": np.array([0.5, 1], np.float32)}
     placed = sharding.put_rows(rows, sharding.make_mesh("data=1"))

@@ -130,6 +130,18 @@ def test_checkpoints_stay_by_the_policy(config, tmp_path, changes, kept):
     assert steps_in(tmp_path / "checkpoints") == kept
 
 
+def test_checkpoints_are_also_made_by_the_clock_and_change_nothing(config, whole, tmp_path):
+    fit(config, tmp_path, checkpoint_minutes=1e-9, checkpoint_every=100, eval_every=100, keep_last=100)
+    assert steps_in(tmp_path / "checkpoints") == list(range(1, config.steps + 1))
+
+
+def test_replicas_are_compared_at_their_cadence(config, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(program.Program, "check_replicas", lambda self, state: seen.append(int(state.step)))
+    fit(config, tmp_path, check_replicas_every=5, steps=12)
+    assert seen == [5, 10]
+
+
 def test_the_best_checkpoint_stays(config, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.6])
     monkeypatch.setattr(program.Program, "evaluate", lambda *_, **__: next(losses))
