@@ -241,7 +241,7 @@ class Slice:
                     )
                     return code
                 say(
-                    f"{self.name} is {state or 'gone'} and the command ended with {code}: again from the last checkpoint ({attempt + 1} of {RESTARTS})"
+                    f"{self.name} is {state or 'gone'}, the command ended with {code}: again from the last checkpoint ({attempt + 1} of {RESTARTS})"
                 )
         raise UserError(f"{self.name} was started {RESTARTS + 1} times and never came to its end; look at its log")
 
