@@ -26,7 +26,8 @@ PROG = "research launch"
 ACCELERATORS = {"v5e": "v5litepod-{}", "v5p": "v5p-{}", "v6e": "v6e-{}"}
 RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "DELETING", "")  # states of a slice that has to be made anew
-HOME, ENVIRONMENT, LOG, EXIT = "purestep", "purestep-env", "purestep.log", "purestep.exit"  # in a worker's home folder
+# In a worker's home folder.
+HOME, ENVIRONMENT, READY, LOG, EXIT = "purestep", "purestep-env", "purestep.ready", "purestep.log", "purestep.exit"
 POLL = 60.0  # seconds between looks at a slice
 RESTARTS = 20  # times that a run is started again before a person has to look
 Execute = Callable[[Sequence[str]], tuple[int, str]]
@@ -199,13 +200,14 @@ class Slice:
         """Python 3.11, which the image lacks, and the project with JAX for TPUs."""
         return self.ssh(
             "sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv tmux && "
-            f"python3.11 -m venv {ENVIRONMENT} && {ENVIRONMENT}/bin/pip install -q -e './{HOME}[tpu]'"
+            f"python3.11 -m venv {ENVIRONMENT} && {ENVIRONMENT}/bin/pip install -q -e './{HOME}[tpu]' && touch {READY}"
         )
 
     def start(self) -> list[str]:
-        """The command under tmux on every worker: it outlives the connection, and leaves its exit code behind."""
+        """The command under tmux on every worker, unless it runs there already: it outlives the connection, and leaves its exit code behind."""
         inner = f"cd ~/{HOME} && . ~/{ENVIRONMENT}/bin/activate && {distributed(self.asked.command)} >> ~/{LOG} 2>&1; echo $? > ~/{EXIT}"
-        return self.ssh(f"rm -f {EXIT}; tmux new-session -d -s purestep {shlex.quote(inner)}")
+        begin = f"rm -f {EXIT}; tmux new-session -d -s purestep {shlex.quote(inner)}"
+        return self.ssh(f"tmux has-session -t purestep 2>/dev/null || {{ {begin}; }}")
 
     def follow(self) -> list[str]:
         """The first worker's log as it is written, until the command has ended there."""
@@ -226,7 +228,7 @@ class Slice:
                         _must(self.delete(), execute, say)
                     _must(self.create(), execute, say)
                     self._wait(execute, say, sleep)
-                if attempt == 0 or state in GONE:
+                if state in GONE or (attempt == 0 and execute(self.ssh(f"test -f {READY}"))[0]):
                     for command in [*self.copy(archive), self.install()]:
                         _must(command, execute, say)
                 _must(self.start(), execute, say)

@@ -144,6 +144,22 @@ def test_a_command_that_fails_leaves_the_slice_for_a_look(gcloud, tree, call_ver
     assert code == 0 and kinds(told())[-1] == "delete"
 
 
+def test_a_run_that_is_under_way_is_followed_and_not_begun_again(gcloud, tree, call_verb):
+    told = gcloud([(2, "READY"), (0, "READY")])
+    words = ["launch", "tpu", "mine", *ZONE, "--source", tree, "--run"]
+    assert call_verb(*words)[0] == 2
+    before = len(told())
+    assert call_verb(*words)[0] == 0
+    again = told()[before:]
+    assert kinds(again) == [
+        "ssh",
+        "ssh",
+        "follow",
+        "delete",
+    ]  # looks whether it is installed; starts, where nothing runs
+    assert any("has-session" in word for words in again for word in words)
+
+
 def test_a_run_that_never_ends_is_given_up(monkeypatch):
     monkeypatch.setattr(launch, "RESTARTS", 2)
     one = launch.Slice("a", launch.Arguments(zone="z"), topology("v5e-16"))
