@@ -4,6 +4,7 @@ Parameters name their axes in `Param.axes`, activations at the few places that c
 """
 
 import contextlib
+import contextvars
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -112,6 +113,12 @@ def param_spec(p: P.Param, mesh: Mesh | Any, rules=RULES) -> PartitionSpec:
     return spec(p.axes, p.shape, mesh, without(rules, "fsdp") if p.kind == "vector" else rules)
 
 
+def stored_rules(zero: int) -> dict[str, tuple[str, ...]]:
+    """The rules by which parameters lie between steps. 3: everything is spread over `fsdp` (ZeRO-3, arXiv 1910.02054); 1: parameters are whole, and
+    their gradients and optimiser state alone are spread."""
+    return RULES if zero == 3 else without(RULES, "fsdp")
+
+
 def without(rules: dict[str, tuple[str, ...]], axis: str) -> dict[str, tuple[str, ...]]:
     """The rules of a mesh that lacks an axis."""
     return {name: tuple(a for a in axes if a != axis) for name, axes in rules.items()}
@@ -178,12 +185,20 @@ def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: one(x) for name, x in batch.items()}
 
 
+_ZERO = contextvars.ContextVar("zero", default=3)
+
+
 @contextlib.contextmanager
-def use(mesh: Mesh | None) -> Iterator[None]:
-    """Makes `constrain` act on `mesh` for what is traced inside; None, or one device of this process, leaves the code untouched."""
+def use(mesh: Mesh | None, zero: int = 3) -> Iterator[None]:
+    """Makes `constrain` act on `mesh` for what is traced inside, and `gather` on parameters as `stored_rules(zero)` has them; no mesh, or one device
+    of this process, leaves the code untouched."""
     ours = mesh is None or (mesh.size == 1 and mesh.devices.flat[0] in jax.local_devices())
-    with contextlib.nullcontext() if ours else jax.set_mesh(mesh):
-        yield
+    token = _ZERO.set(zero)
+    try:
+        with contextlib.nullcontext() if ours else jax.set_mesh(mesh):
+            yield
+    finally:
+        _ZERO.reset(token)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -228,27 +243,28 @@ def gather(tree: P.Tree, specs: P.Tree, dtype) -> P.Tree:
     if not is_spread():
         return cast(tree, specs, dtype)
     mesh = jax.sharding.get_abstract_mesh()
-    whole = without(RULES, "fsdp")
+    whole, stored = without(RULES, "fsdp"), stored_rules(_ZERO.get())
 
     def one(w, p):
         used = w.dtype if p.keeps_precision else dtype
-        return _gather(w, param_spec(p, mesh), param_spec(p, mesh, whole), used)
+        return _gather(w, *(param_spec(p, mesh, rules) for rules in (stored, whole, RULES)), used)
 
     return jax.tree.map(one, tree, specs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(w, shard, whole, dtype):
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(w, stored, whole, shard, dtype):
+    del shard
     hold = jax.lax.with_sharding_constraint
-    return hold(hold(w.astype(dtype), shard), whole)
+    return hold(hold(w.astype(dtype), stored), whole)
 
 
-def _gather_forward(w, shard, whole, dtype):
-    return _gather(w, shard, whole, dtype), jnp.zeros((), w.dtype)
+def _gather_forward(w, stored, whole, shard, dtype):
+    return _gather(w, stored, whole, shard, dtype), jnp.zeros((), w.dtype)
 
 
-def _gather_backward(shard, whole, dtype, like, g):
-    del whole, dtype
+def _gather_backward(stored, whole, shard, dtype, like, g):
+    del stored, whole, dtype
     return (jax.lax.with_sharding_constraint(g, shard).astype(like.dtype),)
 
 

@@ -222,7 +222,7 @@ def table(program: Program) -> list[tuple[str, str, str, str, int]]:
     """(leaf, shape, logical axes, spec, bytes a device) of every parameter."""
     rows = []
     for path, p in P.flatten(transformer.specs(program.model)).items():
-        spec = sharding.param_spec(p, program.mesh)
+        spec = sharding.param_spec(p, program.mesh, sharding.stored_rules(program.config.zero))
         shard = jax.sharding.NamedSharding(program.mesh, spec).shard_shape(p.shape)
         said = ", ".join("-" if axis is None else "+".join(axis) if isinstance(axis, tuple) else axis for axis in spec)
         rows.append(

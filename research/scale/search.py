@@ -90,6 +90,8 @@ def estimate(config: C.Config, topology: Topology) -> Choice:
         for path, p in specs.items()
     }
     held = STATE_BYTES * sum(shares.values())
+    if config.zero == 1:
+        held += 4 * (P.count(transformer.specs(model)) / sizes.get("tensor", 1) - sum(shares.values()))
     tensor = sizes.get("tensor", 1)
     shards = math.prod(sizes.get(axis, 1) for axis in sharding.RULES["batch"])
     tokens = (

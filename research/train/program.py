@@ -166,7 +166,7 @@ class Program:
 
     @functools.cached_property
     def state_shardings(self) -> S.State:
-        return S.state_shardings(jax.eval_shape(self.init_function, self.hypers), self.specs, self.mesh)
+        return S.state_shardings(jax.eval_shape(self.init_function, self.hypers), self.specs, self.mesh, self.config.zero)
 
     def init_function(self, hypers: H.Hypers) -> S.State:
         """The state before the first step, as a function to be transformed."""
@@ -221,7 +221,7 @@ class Program:
         """`function` called, and so traced, with this program's mesh in use."""
 
         def call(*args):
-            with sharding.use(self.mesh):
+            with sharding.use(self.mesh, self.config.zero):
                 return function(*args)
 
         return call

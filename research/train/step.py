@@ -155,14 +155,14 @@ def make_step(
     return step
 
 
-def state_shardings(state: State, specs: P.Tree, mesh) -> State:
-    """The sharding of every leaf of an (abstract) state: optimiser and average as their parameter, counters everywhere."""
+def state_shardings(state: State, specs: P.Tree, mesh, zero: int = 3) -> State:
+    """The sharding of every leaf of an (abstract) state: parameters as `zero` has them, optimiser and average spread, counters everywhere."""
     whole = sharding.replicated(mesh)
-    params = sharding.shardings(specs, mesh)
+    spread, params = sharding.shardings(specs, mesh), sharding.shardings(specs, mesh, sharding.stored_rules(zero))
     extra = {
-        name: params if name == "average" else jax.tree.map(lambda _: whole, value)
+        name: spread if name == "average" else jax.tree.map(lambda _: whole, value)
         for name, value in state.extra.items()
     }
-    opt = optim.state_shardings(state.opt, specs, params, whole)
+    opt = optim.state_shardings(state.opt, specs, spread, whole)
     frozen = jax.tree.map(lambda _: whole, state.frozen)
     return dataclasses.replace(state, step=whole, params=params, frozen=frozen, opt=opt, extra=extra)
