@@ -43,7 +43,9 @@ class Config:
     data_seed: int | None = None  # order of the data; None: seed
     init_scale: float = 1.0  # multiplies every random initial value
     mesh: str = "auto"  # auto: every device under fsdp; or data=2,fsdp=4
-    zero: Literal[1, 3] = 3  # what is spread over fsdp: 3, parameters, gradients and the optimiser's state; 1, all but the parameters
+    zero: Literal[1, 3] = (
+        3  # what is spread over fsdp: 3, parameters, gradients and the optimiser's state; 1, all but the parameters
+    )
     eval_every: int = 100  # steps between evaluations
     eval_batches: int | None = None  # None: the whole held-out part
     checkpoint_every: int = 500  # steps between checkpoints

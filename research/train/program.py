@@ -166,7 +166,9 @@ class Program:
 
     @functools.cached_property
     def state_shardings(self) -> S.State:
-        return S.state_shardings(jax.eval_shape(self.init_function, self.hypers), self.specs, self.mesh, self.config.zero)
+        return S.state_shardings(
+            jax.eval_shape(self.init_function, self.hypers), self.specs, self.mesh, self.config.zero
+        )
 
     def init_function(self, hypers: H.Hypers) -> S.State:
         """The state before the first step, as a function to be transformed."""

@@ -15,7 +15,7 @@ FAMILIES = (
     "gpt2", "gpt-neo", "gpt-neox", "llama", "llama-biased-wide-heads", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "glm4", "phi3",
     "olmo2",
 )  # fmt: skip
-EACH = 2
+EACH = 1
 
 
 def asked() -> dict:

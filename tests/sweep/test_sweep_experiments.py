@@ -11,7 +11,7 @@ from research.core.errors import UserError
 from research.train import experiments
 
 SWEEPS = ("sweep_learning_rate", "mup_transfer", "scaling_laws")
-OTHERS = ("critical_batch_size", "learning_rate_range", "gpt2_generate")
+OTHERS = ("critical_batch_size", "learning_rate_range", "gpt2_generate", "planned_presets")
 
 
 def module(name):
