@@ -156,6 +156,8 @@ def check_batch(batch_size: int, mesh: Mesh, length: int | None = None) -> None:
 def row_part(mesh: Mesh) -> tuple[int, int]:
     """`(index, count)`: which of how many equal parts of a batch's rows this process's devices hold. Processes that differ along `tensor` alone
     hold the same one; all rows, where a process's are not neighbours."""
+    if jax.process_count() == 1:
+        return 0, 1
     count = batch_shards(mesh)
     where = NamedSharding(mesh, spec(("batch",), (count,), mesh))
     held: dict[int, set[int]] = {}

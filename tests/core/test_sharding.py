@@ -157,6 +157,7 @@ def test_a_process_reads_the_rows_that_its_devices_hold(shape, axes, processes, 
               for place, device in np.ndenumerate(held)}  # fmt: skip
     monkeypatch.setattr(sharding.NamedSharding, "devices_indices_map", lambda self, shape: places)
     monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: len(set(processes)))
     assert sharding.batch_shards(AbstractMesh(shape, axes)) == count
     assert sharding.row_part(AbstractMesh(shape, axes)) == part
 
