@@ -12,7 +12,9 @@ from research.core.leaves import Rows, rows_of
 from research.model.config import ModelConfig
 from research.model.layers import beside, dot, joined, project, soft_cap
 
-PAD_TO = 128  # accelerators want the vocabulary in whole tiles; the parameters are never padded
+# GPUs want the vocabulary in whole tiles; the parameters are never padded. TPUs tile every array anyway, and libtpu 0.0.42 fails to compile the
+# gradient of a padded product under fsdp.
+PAD_TO = 128
 
 
 def weights(params: P.Tree, dtype) -> tuple[jax.Array, jax.Array | None]:
@@ -49,7 +51,7 @@ def logits(params: P.Tree, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
     else:
         w_DV, b_V = weights(params, x_BTD.dtype)
         V = w_DV.shape[1]
-        pad = 0 if sharding.platform() == "cpu" else -V % PAD_TO
+        pad = -V % PAD_TO if sharding.platform() == "gpu" else 0
         y_BTV = dot(x_BTD, jnp.pad(w_DV, ((0, 0), (0, pad))) if pad else w_DV)
         y_BTV = at_least_float32(y_BTV[..., :V] if pad else y_BTV)
     y_BTV = y_BTV if b_V is None else y_BTV + beside(b_V, y_BTV)
