@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -60,28 +61,24 @@ def lookup(device_kind: str) -> Chip | None:
 
 def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
     """FLOP/s of the best of several float32 `size x size` products on the default device: the stand-in peak of a CPU."""
-    a = jnp.full((size, size), 0.5, jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return 2 * size**3 / _least_seconds(lambda a: a @ a, jnp.full((size, size), 0.5, jnp.float32), seconds)
 
 
 def measured_copy_bandwidth(size: int = 2**26, seconds: float = 0.3) -> float:
     """Bytes/s of the best of several copies of `size` bytes within the memory of the default device, read and written both counted."""
-    a = jnp.zeros(size // 4, jnp.float32)
-    copy = jax.jit(lambda a: a + 1)
-    copy(a).block_until_ready()
+    return 2 * size / _least_seconds(lambda a: a + 1, jnp.zeros(size // 4, jnp.float32), seconds)
+
+
+def _least_seconds(function: Callable[[jax.Array], jax.Array], a: jax.Array, seconds: float) -> float:
+    """Of as many runs of a compiled function as fit into `seconds`, the shortest."""
+    compiled = jax.jit(function)
+    compiled(a).block_until_ready()
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         start = time.perf_counter()
-        copy(a).block_until_ready()
+        compiled(a).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    return 2 * size / best
+    return best
 
 
 def peak_flops() -> tuple[float, str]:
