@@ -60,6 +60,8 @@ def join(processes: Processes) -> None:
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", False)  # signals are the loop's (signals.py)
+    # On CPUs programs that are independent run side by side, and Gloo takes one's messages for another's; accelerators run them in order.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             processes.coordinator, processes.count, processes.index, heartbeat_timeout_seconds=processes.heartbeat
