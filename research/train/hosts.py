@@ -93,6 +93,11 @@ def all_values(value: int) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1)
 
 
+def in_order(values: Any) -> Any:
+    """The values, once they are there where several CPU processes run: their next program must not begin beside the one before."""
+    return jax.block_until_ready(values) if several() and jax.default_backend() == "cpu" else values
+
+
 class Votes:
     """What all processes agree upon: in `agreed` what stops the run, the largest vote of any, the number of a signal or `OUT_OF_TIME`; in `save`
     whether a checkpoint is due.
@@ -110,7 +115,9 @@ class Votes:
 
     def cast(self, stop: int, save: bool) -> jax.Array:
         mine = np.array([[stop, save]], np.int32)
-        return self._largest(jax.make_array_from_process_local_data(self._where, mine, (jax.process_count(), 2)))
+        return in_order(
+            self._largest(jax.make_array_from_process_local_data(self._where, mine, (jax.process_count(), 2)))
+        )
 
     def read(self, outcome: jax.Array) -> None:
         stop, save = np.asarray(outcome).tolist()

@@ -109,7 +109,7 @@ class Loop:
                 asked = time.perf_counter()
                 batch = next(batches)
                 self.stalled += time.perf_counter() - asked
-                self.state, metrics = self.program.step(self.state, batch, self.program.hypers)
+                self.state, metrics = hosts.in_order(self.program.step(self.state, batch, self.program.hypers))
                 self.step += 1
                 self.progress.tokens += config.step_tokens
                 self.pending.append((self.step, metrics, None if self.votes is None else self.votes.cast(*self.vote())))

@@ -23,7 +23,7 @@ from research.sample.models import Loaded
 from research.sample.options import Sampling
 from research.tasks import infill, lm
 from research.train import config as C
-from research.train import replicas
+from research.train import hosts, replicas
 from research.train import step as S
 
 Weights = Callable[[jax.sharding.Mesh], P.Tree]
@@ -241,7 +241,7 @@ class Program:
         """The mean held-out loss in nats per token; None once `interrupted`, which is asked after every batch."""
         params, sums = self.eval_params(state, self.hypers), []
         for batch in self._local(self.held_out):
-            sums.append(self._evaluate(params, self.put_batch(batch)))
+            sums.append(hosts.in_order(self._evaluate(params, self.put_batch(batch))))
             if len(sums) > 1:
                 sums[-2] = jax.device_get(sums[-2])  # one batch stays in flight
             if interrupted():
