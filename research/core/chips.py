@@ -27,11 +27,16 @@ class Chip:
     dimensions: int = 0
     usable: float | None = None
 
+    @property
+    def room(self) -> float:
+        """Bytes that a program may fill, as far as is known."""
+        return self.usable or self.memory
 
-# Google's figures: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), whose link bandwidths are of both directions, and networks in
-# Gbit/s a chip or a pod; NVIDIA's: the data sheets of A100 SXM, H100 SXM, H200 SXM, B200 (HGX) and L4, whose NVLink bandwidths are of both
-# directions too; one network card of 400 Gbit/s a GPU, as in DGX H100, of 200 for A100. `usable` is what libtpu 0.0.42 says of an allocation
-# that does not fit. Read 2026-11.
+
+# Google's figures: docs.cloud.google.com/tpu/docs, whose link bandwidths are of both directions, and networks in Gbit/s a chip or a pod (v5e, v5p and
+# v6e, and the peak and memory of tpu7x, read 2026-11; its bandwidths are as announced, to be checked before much is built on them). NVIDIA's: the
+# data sheets of A100 SXM, H100 SXM, H200 SXM, B200 (HGX) and L4, whose NVLink bandwidths are of both directions too; a network card of 400 Gbit/s a
+# GPU, as in DGX H100, of 200 for A100. `usable` is what libtpu 0.0.42 says of an allocation that does not fit (2026-11).
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -39,7 +44,7 @@ CHIPS = {
         Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, 3.125e9, 2, 15.75 * 2**30),
         Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, 6.25e9, 3, 95.74 * 2**30),
         Chip("TPU v6e", 918e12, 32e9, 1640e9, 400e9, 12.5e9, 2, 31.25 * 2**30),
-        Chip("TPU7x", 1153.5e12, 96e9, 3690e9, 300e9, 6.25e9, 3),
+        Chip("TPU7x", 1153.5e12, 96 * 2**30, 3690e9, 300e9, 6.25e9, 3, 94.75 * 2**30),
         Chip("A100", 312e12, 80e9, 2039e9, 300e9, 25e9),
         Chip("H100", 989e12, 80e9, 3350e9, 450e9, 50e9),
         Chip("H200", 989e12, 141e9, 4800e9, 450e9, 50e9),

@@ -19,15 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from research.core import params as P
 from research.core.errors import UserError
 
-MESH_AXES = (
-    "member",
-    "data",
-    "stage",
-    "fsdp",
-    "expert",
-    "sequence",
-    "tensor",
-)  # the last talk most: neighbours, as far as there are some
+# Those that talk most come last: neighbours, as far as there are some.
+MESH_AXES = ("member", "data", "stage", "fsdp", "expert", "sequence", "tensor")
 
 # Logical axis -> the mesh axes that it is spread over, in this order. Axes that a mesh lacks, or has at size 1, drop out.
 RULES: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
 from research.core import sharding
@@ -43,11 +42,10 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled step: its text, its bytes a device at the peak and as arguments, the seconds it took. Of one that does not fit `text` is empty."""
+    """A compiled step: its text, its bytes a device at the peak, and the seconds it took. Of one that does not fit `text` is empty."""
 
     text: str
     peak: float
-    arguments: float
     seconds: float
     fits: bool = True
 
@@ -110,19 +108,15 @@ def compile_step(program: Program, fast: bool = False) -> Compiled:
     )
     level = jax.config.jax_optimization_level  # type: ignore[attr-defined]
     try:
-        on_tpu = (
-            program.mesh.devices.flat[0].platform == "tpu"
-        )  # XLA's GPU compiler of jaxlib 0.10 aborts at that level
+        on_tpu = program.mesh.devices.flat[0].platform == "tpu"  # XLA's GPU compiler of jaxlib 0.10 aborts at O1
         jax.config.update("jax_optimization_level", "O1" if fast and on_tpu else level)
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         took = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
         if took is None:
             raise UserError(f"the compiler refuses the step: {str(error).splitlines()[0][:300]}") from error
-        return Compiled("", float(took[1]) * UNITS[took[2]], np.nan, time.perf_counter() - began, fits=False)
+        return Compiled("", float(took[1]) * UNITS[took[2]], time.perf_counter() - began, fits=False)
     finally:
         jax.config.update("jax_optimization_level", level)
-    memory = compiled.memory_analysis()
-    return Compiled(
-        compiled.as_text(), memory.peak_memory_in_bytes, memory.argument_size_in_bytes, time.perf_counter() - began
-    )
+    peak = compiled.memory_analysis().peak_memory_in_bytes
+    return Compiled(compiled.as_text(), peak, time.perf_counter() - began)

@@ -1,7 +1,6 @@
 """`research plan EXPERIMENT|PRESET --topology NAME`: what a run needs and should reach on hardware that is not there."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import tyro
 from research.core import config as core_config
 from research.core.errors import UserError
 from research.data import command_line
+from research.train.command import take_option, to_stderr
 from research.train.config import Config
 
 PROG = "research plan EXPERIMENT|PRESET"
@@ -41,16 +41,13 @@ def main(argv: Sequence[str]) -> int:
         core_config.parse(Arguments(Config()), argv[:1], PROG, Arguments.__doc__ or "")
     if not argv or argv[0].startswith("-"):
         raise UserError(f"usage: {PROG} --topology v5e-16|v5p-256|h100x8|cpu-8|... [--mesh fsdp=16,tensor=8] [options]")
-    named = [
-        word for i, word in enumerate(argv) if (i and argv[i - 1] == "--topology") or word.startswith("--topology=")
-    ]
-    there = topology(named[-1].removeprefix("--topology=") if named else Arguments.topology)
+    words, named = take_option(list(argv[1:]), "--topology")  # a preset's rows depend on its devices
+    there = topology(named or Arguments.topology)
     target = aot.target(there)
-    asked: Arguments = core_config.parse(
-        Arguments(plan.base(argv[0], there.devices)), argv[1:], f"research plan {argv[0]}"
-    )
+    default = Arguments(plan.base(argv[0], there.devices), topology=there.name)
+    asked: Arguments = core_config.parse(default, words, f"research plan {argv[0]}")
     config = asked.experiment if asked.batch is None else dataclasses.replace(asked.experiment, batch_size=asked.batch)
-    given = frozenset(name.replace("-", "_") for name in core_config.options_given(argv[1:]))
+    given = frozenset(name.replace("-", "_") for name in core_config.options_given(words))
     made, tried = plan.best(config, target, given, asked.fast, to_stderr)
     found = made.summary()
     if tried:
@@ -62,10 +59,6 @@ def main(argv: Sequence[str]) -> int:
         said += ["", *command_line.table(("leaf", "shape", "axes", "spec", "bytes a device"), plan.table(made.program))]
     command_line.show(said, found, asked.json)
     return 0 if made.fits else 1
-
-
-def to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def lines(made: Any, found: dict[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ import dataclasses
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +19,10 @@ from research.core import config as core_config
 from research.core import verbs
 from research.core.errors import UserError
 from research.scale.topology import Topology, topology
+from research.train.command import to_stderr
 
 PROG = "research launch"
-# What Cloud TPU calls a kind of slice, and the image of its virtual machines (docs.cloud.google.com/tpu/docs, read 2026-11).
+# What Cloud TPU calls a kind of slice, and the image of its virtual machines (`gcloud compute tpus tpu-vm versions list` has them all).
 ACCELERATORS = {"v5e": "v5litepod-{}", "v5p": "v5p-{}", "v6e": "v6e-{}"}
 RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "DELETING", "")  # states of a slice that has to be made anew
@@ -331,7 +331,3 @@ def _written(text: str, out: str | None) -> int:
         raise UserError(f"cannot write {file}: {error.strerror}") from error
     print(file)
     return 0
-
-
-def to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -81,17 +81,14 @@ def of_preset(model: ModelConfig, devices: int) -> C.Config:
 
 def base(name: str, devices: int) -> C.Config:
     """The config of an experiment, by name or path, or of a preset. Raises UserError for a name that is neither."""
-    if name in families.PRESETS:
-        return of_preset(families.PRESETS[name], devices)
     if name.endswith(".py") or name in experiments.names():
         return experiments.load(name).config
     try:
-        families.preset(name)
+        return of_preset(families.preset(name), devices)
     except UserError as error:
         raise UserError(
             f"there is no experiment {name!r} (there are {', '.join(experiments.names())}), and {error}"
         ) from error
-    raise AssertionError
 
 
 def program_for(config: C.Config, devices: list[Any]) -> Program:
@@ -123,7 +120,7 @@ def make(program: Program, target: aot.Target, fast: bool = False) -> Plan:
     topology, compiled = target.topology, aot.compile_step(program, fast)
     found = hlo.collectives(compiled.text, topology.devices)
     chip = topology.chip
-    limit = None if chip is None else chip.usable or chip.memory
+    limit = None if chip is None else chip.room
     node = nodes(program, topology)
     prediction = None if chip is None or not compiled.text else roofline.predict(program, chip, found, node)
     return Plan(program, target, compiled, limit, kinds_of_bytes(program, compiled), found, prediction)
@@ -138,9 +135,8 @@ def best(
     if config.mesh != "auto" or topology.devices == 1 or topology.chip is None:
         return make(program_for(config, target.devices), target, fast), []
     fixed = frozenset(name for name in ("micro_batches", "model.remat") if name in given)
-    limit = topology.chip.usable or topology.chip.memory
     tried, plans = [], []
-    for choice in search.choices(known(config), topology, limit, fixed)[:TRIED]:
+    for choice in search.choices(known(config), topology, topology.chip.room, fixed)[:TRIED]:
         made = make(program_for(choice.config, target.devices), target, fast=True)
         tried.append({**_choice(choice.config), "fits": made.fits, "peak_bytes_per_chip": made.compiled.peak,
                       "step_seconds": None if made.prediction is None else made.prediction.seconds})  # fmt: skip

@@ -34,7 +34,7 @@ class Choice:
 def choices(config: C.Config, topology: Topology, limit: float, fixed: frozenset[str] = frozenset()) -> list[Choice]:
     """Every way to run that should fit into `limit` bytes a device, the fastest first. Fields that are `fixed` stay as they are."""
     found = []
-    for mesh in [config.mesh] if "mesh" in fixed else meshes(config, topology):
+    for mesh in meshes(config, topology):
         for passes in [config.micro_batches] if "micro_batches" in fixed else splits(config, mesh):
             for remat in [config.model.remat] if "model.remat" in fixed else POLICIES:
                 model = dataclasses.replace(config.model, remat=remat)
@@ -159,9 +159,8 @@ def changes(config: C.Config, topology: Topology, limit: float) -> list[tuple[st
         said = f"--mesh {one.config.mesh} --micro-batches {one.config.micro_batches} --model.remat {one.config.model.remat}"
         out.append((said, one.config, topology))
     for larger in larger_topologies(topology):
-        mesh = next((mesh for mesh in meshes(config, larger)), None)
-        if mesh is not None and (found_there := choices(config, larger, limit)):
-            best = found_there[0].config
+        if there := choices(config, larger, limit):
+            best = there[0].config
             said = f"--topology {larger.name} --mesh {best.mesh} --micro-batches {best.micro_batches} --model.remat {best.model.remat}"
             out.append((said, best, larger))
             break

@@ -30,6 +30,7 @@ from research.train.signals import Signals
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
+PLACES = ("data", "tokenizer", "init_from", "run_dir")  # which hosts may have elsewhere
 
 
 def fit(
@@ -57,7 +58,12 @@ def fit(
     path = Path(config.run_dir or Path("runs") / name)
     with _opened(path, core_config.to_dict(config), same, resume, fresh) as run:
         if hosts.several():
-            mine = hosts.facts(same, corpus.source_fingerprint, sharding.row_part(built.mesh))
+            asked = {
+                name: value
+                for name, value in core_config.flat(core_config.to_dict(config)).items()
+                if name not in PLACES
+            }
+            mine = hosts.facts(asked, corpus.source_fingerprint, sharding.row_part(built.mesh))
             hosts.preflight(mine, run.path, config.batch_size)
         done = run.finished(stop_conditions(config))
         if hosts.of_first(done is not None):

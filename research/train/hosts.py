@@ -60,8 +60,6 @@ def join(processes: Processes) -> None:
     if jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", False)  # signals are the loop's (signals.py)
-    # On CPUs programs that are independent run side by side, and Gloo takes one's messages for another's; accelerators run them in order.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             processes.coordinator, processes.count, processes.index, heartbeat_timeout_seconds=processes.heartbeat
@@ -94,7 +92,8 @@ def all_values(value: int) -> np.ndarray:
 
 
 def in_order(values: Any) -> Any:
-    """The values, once they are there where several CPU processes run: their next program must not begin beside the one before."""
+    """The values, once they are there where several CPU processes run: independent programs would run side by side there, and Gloo takes the messages
+    of one for those of another. Accelerators run them in order."""
     return jax.block_until_ready(values) if several() and jax.default_backend() == "cpu" else values
 
 
