@@ -24,11 +24,14 @@ MESH_AXES = ("member", "data", "stage", "fsdp", "expert", "sequence", "tensor")
 
 # Logical axis -> the mesh axes that it is spread over, in this order. Axes that a mesh lacks, or has at size 1, drop out.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "replicas": ("data",),  # rows whose other dimension is spread over `fsdp`
+    "batch": ("data", "stage", "fsdp", "expert"),
+    "replicas": ("data", "stage", "expert"),  # rows whose other dimension is spread over `fsdp`
+    "dealt": ("data", "stage", "fsdp"),  # rows whose other dimension is spread over `expert`
+    "microbatch": ("data", "fsdp", "expert"),  # rows at one stage of a pipeline
     "sequence": ("sequence",),
     "stream": ("sequence", "tensor"),  # positions of the residual stream between the layers' branches
-    "layers": (),
+    "layers": ("stage",),  # the repeats of a segment
+    "stages": ("stage",),  # what every stage of a pipeline works on at a time
     "vocab": ("tensor",),
     "positions": (),
     "embed": ("fsdp",),
@@ -128,7 +131,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_shards(mesh: Mesh) -> int:
     """Over how many devices the rows of a batch are spread."""
-    return math.prod(dict(mesh.shape).get(axis, 1) for axis in RULES["batch"])
+    return spread(dict(mesh.shape), "batch")
+
+
+def spread(sizes: dict[str, int], axis: str, rules=RULES) -> int:
+    """Over how many devices of a mesh of these sizes a logical axis is spread."""
+    return math.prod(sizes.get(name, 1) for name in rules[axis])
 
 
 def check_batch(batch_size: int, mesh: Mesh, length: int | None = None) -> None:
@@ -181,6 +189,7 @@ def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 _ZERO = contextvars.ContextVar("zero", default=3)
+_RULES = contextvars.ContextVar("rules", default=RULES)
 
 
 @contextlib.contextmanager
@@ -196,17 +205,36 @@ def use(mesh: Mesh | None, zero: int = 3) -> Iterator[None]:
         _ZERO.reset(token)
 
 
+@contextlib.contextmanager
+def each_along(axis: str) -> Iterator[None]:
+    """For what is traced inside a `shard_map` over a mesh axis: every device along it works on something of its own, so nothing is spread over it."""
+    token = _RULES.set(without(_RULES.get(), axis))
+    try:
+        yield
+    finally:
+        _RULES.reset(token)
+
+
+def rules() -> dict[str, tuple[str, ...]]:
+    """The rules in use: RULES, but for the axes that `each_along` has taken."""
+    return _RULES.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` held to the rules' sharding of its logical axes on the mesh in use; without one, `x` itself."""
     if not is_spread():
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, jax.sharding.get_abstract_mesh()))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, jax.sharding.get_abstract_mesh(), rules()))
+
+
+def axis_sizes() -> dict[str, int]:
+    """How many devices the mesh in use has along each of its axes: none without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {} if mesh.empty else dict(mesh.shape)
 
 
 def axis_size(axis: str) -> int:
-    """How many devices the mesh in use has along an axis: 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
+    return axis_sizes().get(axis, 1)
 
 
 def platform() -> str:

@@ -107,8 +107,8 @@ def _attention_specs(config: ModelConfig) -> P.Tree:
 
 
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context: Context, key=None, layer=None):
-    """`(x_BTD, layer cache, taps, aux)` after one block. `key` is the layer's own; `layer` its LayerCache, when there is one; `aux` the
-    router's losses of a sparse feed-forward."""
+    """`(x_BTD, layer cache, taps, load)` after one block. `key` is the layer's own; `layer` its LayerCache, when there is one; `load` the
+    router's of a sparse feed-forward (model/moe.py), else empty."""
     taps = {"block_input": x_BTD} if "block_input" in context.taps else {}
 
     def attend(x_BTD):
@@ -125,12 +125,12 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
 
     def feed(x_BTD):
         if slot.feed_forward == "moe":
-            y_BTD, aux = moe.apply(p["mlp"], x_BTD, config, context.written_BT)
+            y_BTD, load = moe.apply(p["mlp"], x_BTD, config, context.written_BT)
         else:
-            y_BTD, aux = mlp.apply(p["mlp"], x_BTD, config), {}
+            y_BTD, load = mlp.apply(p["mlp"], x_BTD, config), {}
         if "mlp_output" in context.taps:
             taps["mlp_output"] = y_BTD
-        return y_BTD, aux
+        return y_BTD, load
 
     def branch(function, name, x_BTD):
         before = "attention_norm" if config.residual == "parallel-shared" else f"{name}_norm"
@@ -152,10 +152,10 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, slot: Slot, context:
     a_BTD, layer = branch(attend, "attention", x_BTD)
     if config.residual == "serial":
         x_BTD = join(stream(x_BTD) + a_BTD, "attention")
-        m_BTD, aux = branch(feed, "mlp", x_BTD)
-        return join(stream(x_BTD) + m_BTD, "mlp"), layer, taps, aux
-    m_BTD, aux = branch(feed, "mlp", x_BTD)
-    return join(stream(x_BTD) + a_BTD + m_BTD, "mlp"), layer, taps, aux
+        m_BTD, load = branch(feed, "mlp", x_BTD)
+        return join(stream(x_BTD) + m_BTD, "mlp"), layer, taps, load
+    m_BTD, load = branch(feed, "mlp", x_BTD)
+    return join(stream(x_BTD) + a_BTD + m_BTD, "mlp"), layer, taps, load
 
 
 def _project(p, x_BTD, config: ModelConfig, slot: Slot, context: Context):

@@ -182,10 +182,12 @@ class ModelConfig:
     remat: Literal["none", "full", "matmuls", "attention"] = (
         "none"  # what the backward pass recomputes: nothing, all, ...
     )
+    pipeline_rounds: int = 1  # over `stage`: how often rows pass through all stages; 1: GPipe, more: circular
+    pipeline_microbatches: int | None = None  # over `stage`: parts of a pass; None: up to four for each stage
 
     def __post_init__(self):
         check_choices(self, "model")
-        for name in ("context", "width", "layers", "heads", "window", "stride", "unroll"):
+        for name in ("context", "width", "layers", "heads", "window", "stride", "unroll", "pipeline_rounds"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number of at least 1")
         for name in (
             "vocab_size",
@@ -195,6 +197,7 @@ class ModelConfig:
             "mlp_width",
             "attention_soft_cap",
             "logit_soft_cap",
+            "pipeline_microbatches",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name}", value, "a number above 0")

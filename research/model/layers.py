@@ -188,6 +188,8 @@ def lookup(table_VD: jax.Array, tokens: jax.Array, dtype) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(table_VD, tokens, dtype):
+    if sharding.is_spread():  # half the bytes travel
+        return table_VD.astype(dtype)[tokens]
     return table_VD[tokens].astype(dtype)
 
 
@@ -197,15 +199,25 @@ def _lookup_forward(table_VD, tokens, dtype):
 
 def _lookup_backward(dtype, residuals, g):
     vocab, tokens, like = residuals
-    ids, rows = tokens.reshape(-1), g.reshape(-1, g.shape[-1])
     # under fsdp every device adds up its share of the width, for all tokens: rows travel once, and no gradient of the whole table is reduced
-    ids, rows = sharding.constrain(ids, "replicas"), sharding.constrain(rows, "replicas", "embed").astype(like.dtype)
+    between = [None] * (g.ndim - 2)
+    ids = sharding.constrain(tokens, "replicas", *between).reshape(-1)
+    rows = sharding.constrain(g, "replicas", *between, "embed").reshape(-1, g.shape[-1]).astype(like.dtype)
     if vocab <= ONE_HOT_VOCABULARY:
         return jax.nn.one_hot(ids, vocab, dtype=rows.dtype).T @ rows, None
     if sharding.platform() == "cpu":  # a serial loop over the rows, which is what a CPU does best
         return jnp.zeros((vocab, rows.shape[-1]), rows.dtype).at[ids].add(rows), None
+    shards = sharding.spread(sharding.axis_sizes(), "replicas")
+    if ids.size % shards:
+        return _sorted_sum(rows, ids, vocab), None
+    ids = sharding.constrain(ids.reshape(shards, -1), "replicas", None)
+    rows = sharding.constrain(rows.reshape(shards, -1, rows.shape[-1]), "replicas", None, "embed")
+    return jnp.sum(jax.vmap(_sorted_sum, in_axes=(0, 0, None))(rows, ids, vocab), axis=0), None
+
+
+def _sorted_sum(rows, ids, vocab: int):
     order = jnp.argsort(ids)
-    return jax.ops.segment_sum(rows[order], ids[order], vocab, indices_are_sorted=True), None
+    return jax.ops.segment_sum(rows[order], ids[order], vocab, indices_are_sorted=True)
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)

@@ -83,9 +83,9 @@ def implementation(config: ModelConfig) -> str:
 
 
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, written_BT: jax.Array | None = None):
-    """`(y_BTD, aux)`. `aux` holds two scalars of at least float32, `balance` and `router_z` (see `route`). Tokens that no expert takes get 0
-    from the experts, so the residual stream passes them on. With a cache `written_BT` is -1 at padding, which takes no place in a queue."""
-    routing, aux = route(p["router"], x_BTD, config.moe, written_BT)
+    """`(y_BTD, load)`: what the router's losses are made of (see `route`, `losses`). Tokens that no expert takes get 0 from the experts, so the
+    residual stream passes them on. With a cache `written_BT` is -1 at padding, which takes no place in a queue."""
+    routing, load = route(p["router"], x_BTD, config.moe, written_BT)
     weights = {name: p[name].astype(x_BTD.dtype) for name in (*mlp.inner_names(config), "out")}
     if implementation(config) == "ragged":
         y_BTD = _ragged(weights, x_BTD, routing, config)
@@ -98,19 +98,18 @@ def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, written_BT: jax.Arra
         y_BTD = y_BTD + (
             shared_BTD * jax.nn.sigmoid(dot(x_BTD, p["shared_gate"])) if "shared_gate" in p else shared_BTD
         )
-    return sharding.constrain(y_BTD, "batch", "stream", None), aux
+    return sharding.constrain(y_BTD, "batch", "stream", None), load
 
 
 def route(router_DE: jax.Array, x_BTD: jax.Array, moe: MoEConfig, written_BT: jax.Array | None = None):
-    """`(Routing, aux)`, computed in at least float32 at full precision.
+    """`(Routing, load)`, computed in at least float32 at full precision.
 
     Gates are the softmax over all experts at the `top_k` largest (equal ones: the lower index), made to sum to 1 where `normalise`, before any
     is dropped. With a capacity the queues of a sequence fill in the order of GShard: the first choices of all its tokens by position, then
     the second choices, and so on; sequences do not compete. With a cache a sequence is what one call brings, padding aside.
 
-    `aux["balance"]` is Switch's E sum_e f_e P_e (arXiv 2101.03961, equation 4) for top_k choices: f_e counts the choices of e per token, dropped
-    or not, and P_e is its mean probability, so an even load gives top_k. `aux["router_z"]` is the mean squared logsumexp of the logits (ST-MoE,
-    arXiv 2202.08906, equation 5). Both are means over the tokens of the whole batch, padding aside.
+    `load` holds means over the tokens, padding aside: `chosen` (E,), how often a token chooses each expert, dropped or not; `probability` (E,);
+    `router_z`, the squared logsumexp of the logits.
     """
     with jax.default_matmul_precision("float32"):
         logits_BTE = dot(at_least_float32(x_BTD), router_DE)
@@ -128,7 +127,7 @@ def route(router_DE: jax.Array, x_BTD: jax.Array, moe: MoEConfig, written_BT: ja
         places_B = jnp.asarray(capacities(moe, x_BTD.shape[1]))[jnp.sum(real_BT, axis=1)]
         kept_BTJ = kept_BTJ & (queue_BTJ < places_B[:, None, None])
     routing = Routing(experts_BTJ, chosen_BTJE, jnp.where(kept_BTJ, gates_BTJ, 0), queue_BTJ, kept_BTJ)
-    return routing, _losses(logits_BTE, p_BTE, chosen_BTJE, real_BT)
+    return routing, _load(logits_BTE, p_BTE, chosen_BTJE, real_BT)
 
 
 def _best(p_BTE: jax.Array, top_k: int) -> jax.Array:
@@ -149,20 +148,34 @@ def _queue(chosen_BTJE: jax.Array, real_BTJ: jax.Array) -> jax.Array:
     return before.reshape(B, J, T).swapaxes(1, 2)
 
 
-def _losses(logits_BTE, p_BTE, chosen_BTJE, real_BT) -> dict[str, jax.Array]:
+def _load(logits_BTE, p_BTE, chosen_BTJE, real_BT) -> dict[str, jax.Array]:
     weights_BT = real_BT.astype(p_BTE.dtype) / jnp.maximum(jnp.sum(real_BT), 1)
-    load_E = jnp.einsum("BTJE,BT->E", chosen_BTJE, weights_BT)
-    mean_E = jnp.einsum("BTE,BT->E", p_BTE, weights_BT)
     squares_BT = jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1))
-    return {"balance": p_BTE.shape[-1] * jnp.sum(load_E * mean_E), "router_z": jnp.sum(squares_BT * weights_BT)}
+    return {
+        "chosen": jnp.einsum("BTJE,BT->E", chosen_BTJE, weights_BT),
+        "probability": jnp.einsum("BTE,BT->E", p_BTE, weights_BT),
+        "router_z": jnp.sum(squares_BT * weights_BT),
+    }
+
+
+def losses(load: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The router's losses of a layer, or of several by leading dimensions, from its load over a whole batch.
+
+    `balance` is Switch's E sum_e f_e P_e (arXiv 2101.03961, equation 4) for top_k choices, so an even load gives top_k; `router_z` is that of ST-MoE
+    (arXiv 2202.08906, equation 5).
+    """
+    chosen, probability = load["chosen"], load["probability"]
+    balance = chosen.shape[-1] * jnp.sum(chosen * probability, axis=-1)
+    return {"balance": balance, "router_z": load["router_z"]}
 
 
 def _every_expert(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Every expert on every token, weighed by the gates: 0 for most."""
     weights_BTE = jnp.einsum("BTJ,BTJE->BTE", routing.gates_BTJ, routing.chosen_BTJE).astype(x_BTD.dtype)
+    x_BTD = sharding.constrain(x_BTD, "dealt", "sequence", None)  # each device has some experts, which see the rows of all that have others
     inner = [jnp.einsum("BTD,EDF->BTEF", x_BTD, w_EDF) for w_EDF in (p[name] for name in mlp.inner_names(config))]
     h_BTEF = _activated(inner, config)
-    h_BTEF = sharding.constrain(h_BTEF * weights_BTE[..., None], "batch", "sequence", "experts", "mlp")
+    h_BTEF = sharding.constrain(h_BTEF * weights_BTE[..., None], "dealt", "sequence", "experts", "mlp")
     w_EFD = p["out"]
     return jnp.einsum("BTEF,EFD->BTD", h_BTEF, w_EFD)
 
@@ -174,10 +187,12 @@ def _queues(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     gates_BTJ, chosen_BTJE, dtype = routing.gates_BTJ, routing.chosen_BTJE, x_BTD.dtype
     deal_BTEC = jnp.einsum("BTJE,BTJC->BTEC", chosen_BTJE, place_BTJC).astype(dtype)
     collect_BTEC = jnp.einsum("BTJ,BTJE,BTJC->BTEC", gates_BTJ, chosen_BTJE, place_BTJC).astype(dtype)
-    x_EBCD = sharding.constrain(jnp.einsum("BTEC,BTD->EBCD", deal_BTEC, x_BTD), "experts", "batch", None, None)
+    x_EBCD = sharding.constrain(jnp.einsum("BTEC,BTD->EBCD", deal_BTEC, x_BTD), None, "batch", None, None)
+    x_EBCD = sharding.constrain(x_EBCD, "experts", "dealt", None, None)  # all to all: from the devices of the rows to those of the experts
     h_EBCF = _activated([_each(x_EBCD, p[name]) for name in mlp.inner_names(config)], config)
-    h_EBCF = sharding.constrain(h_EBCF, "experts", "batch", None, "mlp")
-    y_EBCD = sharding.constrain(_each(h_EBCF, p["out"]), "experts", "batch", None, None)
+    h_EBCF = sharding.constrain(h_EBCF, "experts", "dealt", None, "mlp")
+    y_EBCD = sharding.constrain(_each(h_EBCF, p["out"]), "experts", "dealt", None, None)
+    y_EBCD = sharding.constrain(y_EBCD, None, "batch", None, None)  # and back
     return jnp.einsum("BTEC,EBCD->BTD", collect_BTEC, y_EBCD)
 
 
@@ -193,7 +208,7 @@ def _activated(inner: list[jax.Array], config: ModelConfig) -> jax.Array:
 
 def _ragged(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Blocks of rows that share an expert. Rows that lie on different devices are laid out apart, each device's own among themselves."""
-    shards = math.prod(sharding.axis_size(axis) for axis in sharding.RULES["batch"])
+    shards = math.prod(sharding.axis_size(axis) for axis in sharding.rules()["batch"])
     if shards == 1 or x_BTD.shape[0] % shards:
         return _blocks(p, x_BTD, routing, config)
 

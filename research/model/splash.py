@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from research.core import sharding
 
@@ -69,9 +69,12 @@ def _on_shards(kernel, q_BNTH, k_BKSH, v_BKSH, segments) -> jax.Array:
     if not sharding.is_spread():
         return attend(kernel, q_BNTH, k_BKSH, v_BKSH, segments)
     mesh = jax.sharding.get_abstract_mesh()
-    q = sharding.spec(("batch", "heads", "sequence", None), q_BNTH.shape, mesh)
-    k = sharding.spec(("batch", "kv_heads", None, None), k_BKSH.shape, mesh)
+    rules = sharding.rules()
+    q = sharding.spec(("batch", "heads", "sequence", None), q_BNTH.shape, mesh, rules)
+    k = sharding.spec(("batch", "kv_heads", None, None), k_BKSH.shape, mesh, rules)
     rows = None if segments is None else type(segments)(PartitionSpec(q[0], q[2]), PartitionSpec(q[0], None))
-    where = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, q[2])))
-    spread = jax.shard_map(attend, mesh=mesh, in_specs=(where, q, k, k, rows), out_specs=q, check_vma=False)
+    free = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    where = kernel.manual_sharding_spec(NamedSharding(free, PartitionSpec(None, q[2])))
+    axes = set(mesh.axis_names) - set(mesh.manual_axes)  # within a stage of a pipeline the others
+    spread = jax.shard_map(attend, in_specs=(where, q, k, k, rows), out_specs=q, axis_names=axes, check_vma=False)
     return spread(kernel, q_BNTH, k_BKSH, v_BKSH, segments)

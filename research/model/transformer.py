@@ -9,6 +9,7 @@ Layers are segments of a repeating pattern. Each slot of the pattern is stacked 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax import struct
 from research.core import dtypes, rng, sharding
 from research.core import params as P
 from research.core.hypers import Hypers
-from research.model import block, head, positions
+from research.model import block, head, moe, pipeline, positions
 from research.model.cache import Cache
 from research.model.config import ModelConfig, Slot
 from research.model.layers import dropout, lookup, norm
@@ -198,29 +199,43 @@ def _decoder(p, x_BTD, config: ModelConfig, context: block.Context, key):
     """All segments in turn. Returns the stream, the taps, stacked in order of layers, and the sums of the router's losses."""
     first, records, losses = 0, [], []
     for s, (slots, repeats) in enumerate(config.segments):
-        declared = _layer_specs(config, slots)
-
-        def repeat(x_BTD, inputs, slots=slots, declared=declared):
-            layer_params, index = inputs
-            layer_params = sharding.gather(layer_params, declared, x_BTD.dtype)
-            taps, aux = [], []
-            for i, slot in enumerate(slots):
-                layer_key = None if key is None else rng.fold(key, "layer", index + i)
-                x_BTD, _, seen, lost = block.apply(layer_params[str(i)], x_BTD, config, slot, context, layer_key)
-                taps.append(seen)
-                aux.append(lost)
-            return x_BTD, ({name: jnp.stack([t[name] for t in taps]) for name in taps[0]}, _summed(aux))
-
         indices = first + len(slots) * jnp.arange(repeats)
-        unroll = min(config.unroll, repeats)
-        looped = repeats % unroll == 0 and repeats > unroll
-        x_BTD, (seen, lost) = jax.lax.scan(
-            _remat(repeat, config.remat, looped), x_BTD, (p[str(s)], indices), unroll=unroll
-        )
-        records.append({name: tap.reshape(-1, *tap.shape[2:]) for name, tap in seen.items()})
-        losses.append({name: jnp.sum(x, axis=0) for name, x in lost.items()})
+        layers = functools.partial(_repeats, config=config, slots=slots)
+        plan = None if s or context.taps else pipeline.schedule(config, sharding.axis_sizes(), len(x_BTD))
+        if plan is not None:
+            x_BTD, load = pipeline.run(layers, p[str(s)], indices, x_BTD, context, key, plan, config.remat == "none")
+        else:
+            x_BTD, seen, load = layers(p[str(s)], indices, x_BTD, context, key)
+            records.append({name: tap.reshape(-1, *tap.shape[2:]) for name, tap in seen.items()})
+        losses.append({name: jnp.sum(x) for name, x in moe.losses(load).items()} if load else {})
         first += len(slots) * repeats
-    return x_BTD, {name: jnp.concatenate([r[name] for r in records]) for name in records[0]}, _summed(losses)
+    taps = {name: jnp.concatenate([r[name] for r in records]) for name in context.taps}
+    return x_BTD, taps, _summed(losses)
+
+
+def _repeats(p, indices, x_BTD, context: block.Context, key, pick=lambda tree: tree, *, config, slots: tuple[Slot, ...]):
+    """`(x_BTD, taps, load)` after some repeats of a segment's slots. Leaves of `p` are stacked over them; `pick` takes a repeat's own of each entry."""
+    declared = _layer_specs(config, slots)
+
+    def repeat(x_BTD, inputs):
+        layer_params, index = pick(inputs)
+        layer_params = sharding.gather(layer_params, declared, x_BTD.dtype)
+        taps, loads = [], []
+        for i, slot in enumerate(slots):
+            layer_key = None if key is None else rng.fold(key, "layer", index + i)
+            x_BTD, _, seen, load = block.apply(layer_params[str(i)], x_BTD, config, slot, context, layer_key)
+            taps.append(seen)
+            loads.append(load)
+        return x_BTD, (_stacked(taps), _stacked([load for load in loads if load]))
+
+    unroll = min(config.unroll, len(indices))
+    looped = len(indices) % unroll == 0 and len(indices) > unroll
+    x_BTD, (taps, load) = jax.lax.scan(_remat(repeat, config.remat, looped), x_BTD, (p, indices), unroll=unroll)
+    return x_BTD, taps, load
+
+
+def _stacked(records: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return {name: jnp.stack([record[name] for record in records]) for name in (records[0] if records else ())}
 
 
 def _summed(losses: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
@@ -264,10 +279,9 @@ def _decode(params, x_BTD, config: ModelConfig, context: block.Context, cache: C
     layers, taps, losses = [], [], []
     for slot, p, layer in zip(slots_of(config), trees, cache.layers, strict=True):
         p = p if ready else sharding.gather(p, block.specs(config, slot), x_BTD.dtype)
-        x_BTD, layer, seen, lost = block.apply(p, x_BTD, config, slot, context, layer=layer)
+        x_BTD, layer, seen, load = block.apply(p, x_BTD, config, slot, context, layer=layer)
         layers.append(layer)
         taps.append(seen)
-        losses.append(lost)
-    stacked = {} if not context.taps else {name: jnp.stack([t[name] for t in taps]) for name in taps[0]}
+        losses.append(moe.losses(load) if load else {})
     written_B = jnp.sum(jnp.asarray(context.written_BT) >= 0, axis=1)
-    return x_BTD, Cache(layers=tuple(layers), lengths_B=cache.lengths_B + written_B), stacked, _summed(losses)
+    return x_BTD, Cache(layers=tuple(layers), lengths_B=cache.lengths_B + written_B), _stacked(taps), _summed(losses)

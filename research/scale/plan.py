@@ -20,7 +20,7 @@ from research.scale import aot, hlo, roofline, search
 from research.scale.topology import Topology
 from research.train import config as C
 from research.train import experiments, start
-from research.train.program import Program, with_vocabulary
+from research.train.program import Program, mesh_of, with_vocabulary
 
 TRIED = 4  # ways to run that are compiled, of those that the search sorts first
 LONGEST = 8192  # tokens of a row that a preset is planned with, where its context is longer
@@ -93,8 +93,7 @@ def base(name: str, devices: int) -> C.Config:
 
 def program_for(config: C.Config, devices: list[Any]) -> Program:
     """The program of a config on some devices; data are read only where the vocabulary is the tokeniser's. Raises UserError where it does not fit."""
-    mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(config.batch_size // config.micro_batches, mesh, config.row_tokens)
+    mesh = mesh_of(config, devices)
     config = known(config)
     return Program(config, None, config.model, mesh, C.hypers(config))  # type: ignore[arg-type]
 

@@ -70,7 +70,7 @@ def _powers(most: int) -> list[int]:
 def splits(config: C.Config, mesh: str) -> list[int]:
     """Numbers of passes that leave every device a whole number of rows."""
     sizes = _sizes(mesh)
-    shards = math.prod(sizes.get(axis, 1) for axis in sharding.RULES["batch"])
+    shards = sharding.spread(sizes, "batch")
     rows = config.batch_size // shards
     return [n for n in _powers(rows) if rows % n == 0]
 
@@ -93,7 +93,7 @@ def estimate(config: C.Config, topology: Topology) -> Choice:
     if config.zero == 1:
         held += 4 * (P.count(transformer.specs(model)) / sizes.get("tensor", 1) - sum(shares.values()))
     tensor = sizes.get("tensor", 1)
-    shards = math.prod(sizes.get(axis, 1) for axis in sharding.RULES["batch"])
+    shards = sharding.spread(sizes, "batch")
     tokens = (
         config.batch_size / shards / config.micro_batches * config.row_tokens / sizes.get("sequence", 1)
     )  # of a device and pass
@@ -173,5 +173,5 @@ def _with_remat(config: C.Config, name: str) -> C.Config:
 
 def splits_badly(config: C.Config, mesh: str) -> bool:
     """Whether a mesh's devices have no whole number of rows of each pass."""
-    shards = math.prod(_sizes(mesh).get(axis, 1) for axis in sharding.RULES["batch"])
+    shards = sharding.spread(_sizes(mesh), "batch")
     return config.batch_size // config.micro_batches % shards > 0

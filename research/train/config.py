@@ -146,6 +146,8 @@ FREE = HOST_ONLY | {
     "model.attention",
     "model.unroll",
     "model.remat",
+    "model.pipeline_rounds",
+    "model.pipeline_microbatches",
     "task.head_tile",
 }
 

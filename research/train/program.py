@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from research.core.errors import UserError
 from research.data import batches, fim
 from research.data.loader import ByIndex, ByStep, EvalBatches
 from research.data.tokens import Corpus
-from research.model import blanks, flops, transformer
+from research.model import blanks, flops, pipeline, transformer
 from research.model.config import ModelConfig
 from research.sample.engine import continuations
 from research.sample.models import Loaded
@@ -277,10 +277,17 @@ class Program:
         return "the gradient of " + "/".join(str(entry.key) for entry in paths[index])
 
 
+def mesh_of(config: C.Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh of a config over some devices, or those that are here. Raises UserError where its rows, their length or its layers cannot be split."""
+    mesh, rows = sharding.make_mesh(config.mesh, devices), config.batch_size // config.micro_batches
+    sharding.check_batch(rows, mesh, config.row_tokens)
+    pipeline.check(config.model, dict(mesh.shape), rows)
+    return mesh
+
+
 def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> Program:
     """The program of a config on the devices that are here. Raises UserError when they, or the corpus, do not fit it."""
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size // config.micro_batches, mesh, config.row_tokens)
+    mesh = mesh_of(config)
     model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
     check_vocabulary(model, corpus)
     if model.fills_blanks != (config.task.kind == "infill"):

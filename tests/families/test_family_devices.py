@@ -8,9 +8,9 @@ import pytest
 
 MESHES = (
     "data=8", "fsdp=8", "tensor=8", "sequence=8", "data=2,fsdp=4", "data=2,tensor=4", "data=4,sequence=2", "fsdp=4,tensor=2", "fsdp=2,sequence=4",
-    "sequence=2,tensor=4",
+    "sequence=2,tensor=4", "stage=2,data=4", "stage=2,fsdp=4", "stage=2,tensor=4", "stage=2,sequence=4",
 )  # fmt: skip
-SPARSE = ("expert=4,data=2", "expert=4,fsdp=2", "expert=2,sequence=4", "expert=2,tensor=4")
+SPARSE = ("expert=4,data=2", "expert=4,fsdp=2", "expert=2,sequence=4", "expert=2,tensor=4", "stage=2,expert=4", "expert=4,tensor=2")
 FAMILIES = (
     "gpt2", "gpt-neo", "gpt-neox", "llama", "llama-biased-wide-heads", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "glm4", "phi3",
     "olmo2",
@@ -25,7 +25,7 @@ def asked() -> dict:
         for i, name in enumerate(FAMILIES)
     }
     sparse = {
-        name: (cases.CASES[name], list(SPARSE[2 * i : 2 * i + 2])) for i, name in enumerate(("mixtral", "qwen3-moe"))
+        name: (cases.CASES[name], list(SPARSE[3 * i : 3 * i + 3])) for i, name in enumerate(("mixtral", "qwen3-moe"))
     }
     return dense | sparse
 

@@ -143,7 +143,7 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(case, implementat
     assert (len(kept) < B * T * config.moe.top_k) == (config.moe.capacity_factor is not None), "drops where it can"
 
     def scalar(params, x):
-        out, aux = moe.apply(params, x, config)
+        out, aux = applied(params, x, config)
         return jnp.sum(out * weights) + 0.3 * aux["balance"] + 0.2 * aux["router_z"], (out, aux)
 
     with jax.enable_x64(True):
@@ -153,6 +153,12 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_tokens(case, implementat
         np.testing.assert_allclose(out, y, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose((aux["balance"], aux["router_z"]), (balance, router_z), rtol=1e-10)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, gradients)
+
+
+def applied(*given):
+    """`(y_BTD, the router's losses)`."""
+    out, load = moe.apply(*given)
+    return out, moe.losses(load)
 
 
 BOTH = pytest.mark.parametrize("implementation", ["ragged", "dense"])
@@ -165,7 +171,7 @@ def test_padding_takes_no_place_and_changes_no_other_token(implementation):
     real = np.arange(T)[None] < np.array([[2], [T]])
     written = jnp.asarray(np.where(real, np.arange(T)[None] + 7, -1))
     with jax.enable_x64(True):
-        apply = jax.jit(lambda params, x: moe.apply(params, x, config, written))
+        apply = jax.jit(lambda params, x: applied(params, x, config, written))
         for seed in range(5):  # padding would take the place of another token in some
             params, (x, _) = params_of(config, seed), inputs(seed)
             out, aux = apply(params, x)
@@ -179,7 +185,7 @@ def test_padding_takes_no_place_and_changes_no_other_token(implementation):
 def test_nothing_but_padding_is_no_nan(implementation):
     config = config_of(implementation)
     params, (x, _) = params_of(config), inputs()
-    out, aux = jax.jit(lambda x: moe.apply(params, x, config, jnp.full((B, T), -1)))(x.astype(np.float32))
+    out, aux = jax.jit(lambda x: applied(params, x, config, jnp.full((B, T), -1)))(x.astype(np.float32))
     assert not np.any(out) and aux == {"balance": 0, "router_z": 0}
 
 
@@ -204,19 +210,21 @@ def test_members_under_vmap_are_as_alone(implementation, options):
 def test_equal_logits_take_the_lower_experts_and_an_even_load_gives_top_k():
     zeros = jnp.zeros((D, E), jnp.float32)
     route = jax.jit(moe.route, static_argnames="moe")
-    routing, aux = route(zeros, jnp.ones((B, T, D)), MoEConfig(experts=E, top_k=2))
+    routing, load = route(zeros, jnp.ones((B, T, D)), MoEConfig(experts=E, top_k=2))
+    aux = moe.losses(load)
     np.testing.assert_array_equal(routing.experts_BTJ, np.broadcast_to([0, 1], (B, T, 2)))
     np.testing.assert_allclose(routing.gates_BTJ, 0.5)
     np.testing.assert_allclose((aux["balance"], aux["router_z"]), (2, math.log(E) ** 2), rtol=1e-6)
     uneven = zeros.at[:, 0].set(20.0)
-    assert route(uneven, jnp.ones((B, T, D)), MoEConfig(experts=E, top_k=1))[1]["balance"] == pytest.approx(E)
+    load = route(uneven, jnp.ones((B, T, D)), MoEConfig(experts=E, top_k=1))[1]
+    assert moe.losses(load)["balance"] == pytest.approx(E)
 
 
 def test_the_router_computes_in_float32_where_the_model_does_not():
     config = config_of(shared_width=3)
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), (params_of(config), inputs()[0]))
-    routing, aux = jax.eval_shape(lambda params, x: moe.route(params["router"], x, config.moe), *half)
-    assert routing.gates_BTJ.dtype == jnp.float32 and {a.dtype for a in aux.values()} == {jnp.dtype("float32")}
+    routing, load = jax.eval_shape(lambda params, x: moe.route(params["router"], x, config.moe), *half)
+    assert routing.gates_BTJ.dtype == jnp.float32 and {a.dtype for a in load.values()} == {jnp.dtype("float32")}
     assert jax.eval_shape(lambda params, x: moe.apply(params, x, config)[0], *half).dtype == jnp.bfloat16
 
 
