@@ -74,7 +74,11 @@ def check(config: ModelConfig, sizes: dict[str, int], rows: int) -> None:
         return
     repeats = config.segments[0][1]
     if repeats % (stages * rounds):
-        of = "layers" if len(config.segments[0][0]) == 1 else f"repeats of a pattern of {len(config.segments[0][0])} layers"
+        of = (
+            "layers"
+            if len(config.segments[0][0]) == 1
+            else f"repeats of a pattern of {len(config.segments[0][0])} layers"
+        )
         raise UserError(
             f"{repeats} {of} cannot be split over {stages} stages in {rounds} round(s); use a mesh whose stage, times model.pipeline_rounds, "
             f"divides {repeats}"
@@ -103,7 +107,11 @@ def run(layers: Callable, params: P.Tree, indices_R, x_BTD, context: Any, key, p
 
     def of_a_stage(params, indices, queue_WSbTD, context, key):
         """What one stage does: leaves are its own consecutive repeats, and its places in the queue."""
-        s, held, queue_WbTD = jax.lax.axis_index(AXIS), jax.tree.map(lambda w: _stretches(w, plan), (params, indices)), queue_WSbTD[:, 0]
+        s, (held, numbers), queue_WbTD = (
+            jax.lax.axis_index(AXIS),
+            jax.tree.map(lambda w: _stretches(w, plan), (params, indices)),
+            queue_WSbTD[:, 0],
+        )
 
         def hand_on(done_bTD, queue_WbTD, t):
             """The next rows, and the queue: where a wave enters, stage 0 takes the next microbatch, and what the last stage is done with, of the wave
@@ -116,13 +124,14 @@ def run(layers: Callable, params: P.Tree, indices_R, x_BTD, context: Any, key, p
             return next_bTD, jax.lax.dynamic_update_index_in_dim(queue_WbTD, left_bTD, wave, 0)
 
         def turn(carry, t):
-            x_bTD, queue_WbTD = hand_on(*carry, t)
+            done_bTD, queue_WbTD = carry
+            x_bTD, queue_WbTD = hand_on(done_bTD, queue_WbTD, t)
             c, n = plan.at(jnp.clip(t - s, 0, M * C - 1))
             here = jax.tree.map(lambda x, shared: x if shared else _at(x, n), context, shared)
             own_key = None if key is None else rng.fold(key, "microbatch", n)
             pick = functools.partial(jax.tree.map, lambda w_C: w_C[0] if at_once else _at(w_C, c))
             with sharding.each_along(AXIS):
-                x_bTD, _, load = layers(*held, x_bTD, here, own_key, pick)
+                x_bTD, _, load = layers(held, numbers, x_bTD, here, own_key, pick)
             return (x_bTD, queue_WbTD), load
 
         # the last wave leaves as another one would enter

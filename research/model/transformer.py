@@ -213,8 +213,10 @@ def _decoder(p, x_BTD, config: ModelConfig, context: block.Context, key):
     return x_BTD, taps, _summed(losses)
 
 
-def _repeats(p, indices, x_BTD, context: block.Context, key, pick=lambda tree: tree, *, config, slots: tuple[Slot, ...]):
-    """`(x_BTD, taps, load)` after some repeats of a segment's slots. Leaves of `p` are stacked over them; `pick` takes a repeat's own of each entry."""
+def _repeats(
+    p, indices, x_BTD, context: block.Context, key, pick=lambda tree: tree, *, config, slots: tuple[Slot, ...]
+):
+    """`(x_BTD, taps, load)` after some repeats of a segment's slots. Leaves of `p` are stacked over them; `pick` takes of each entry its own."""
     declared = _layer_specs(config, slots)
 
     def repeat(x_BTD, inputs):

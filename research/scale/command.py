@@ -85,6 +85,11 @@ def lines(made: Any, found: dict[str, Any]) -> list[str]:
         out += ["", *command_line.table(("messages of a step", "executed", "GiB a device"), [
             (kind, one["executed"], one["bytes"] / gib) for kind, one in sorted(found["collectives"].items())
         ])]  # fmt: skip
+        head = ("sent along", "over", "executed", "GiB a device", "by theory")
+        out += ["", *command_line.table(head, [
+            ("+".join(one.axes), "network" if one.network else "links", one.executed, one.sent / gib, "" if one.theory is None else one.theory / gib)
+            for one in made.traffic
+        ])]  # fmt: skip
     if made.prediction is not None:
         parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in made.prediction.parts.items() if seconds)
         out += ["", f"{found['flops_per_step']:.4g} FLOPs a step; {parts}",

@@ -17,6 +17,8 @@ BYTES = {
     "f8e5m2": 1,
 }  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+BETWEEN_SLICES = "_xla_megascale_transfer_type"
+TRANSFERS = {name.upper().replace("-", "_"): name for name in KINDS}
 FUSED = "all-reduce-scatter"  # what libtpu calls a computation whose all-reduce keeps only the device's own share
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -60,9 +62,17 @@ class Instruction:
 Program = dict[str, list[Instruction]]
 
 
-def collectives(text: str, devices: int) -> list[Collective]:
-    """Every collective of a compiled program's text that a step executes at least once."""
+def collectives(text: str, node: np.ndarray) -> list[Collective]:
+    """Every collective of a compiled program's text that a step executes at least once. `node`: which slice or node each device is on.
+
+    libtpu compiles for one slice of several: its groups name the slice's devices, and what goes to other slices its runtime receives.
+    """
     program, entry = parse(text)
+    slices = (
+        np.stack([np.flatnonzero(node == n) for n in np.unique(node)])
+        if BETWEEN_SLICES in text
+        else np.arange(len(node))[None]
+    )
     turns, fused = executions(program, entry), _callers(program)
     found = []
     for name, body in program.items():
@@ -70,14 +80,24 @@ def collectives(text: str, devices: int) -> list[Collective]:
             continue
         for one in body:
             kind = one.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            received = re.search(rf'{BETWEEN_SLICES}="(\w+)"', one.rest) if kind == "recv" else None
+            if received is not None:
+                kind = TRANSFERS.get(received[1], "collective-permute")
+                found.append(Collective(kind, turns[name], array_bytes(one.shape.partition(", u32")[0]), slices.T))
+            if kind not in KINDS or received is not None:
                 continue
             size = _result_bytes(one)
             if FUSED in name and kind == "all-reduce":
                 kind, size = "reduce-scatter", array_bytes(fused[name].shape) if name in fused else size
             operation = re.search(r'op_name="([^"]*)"', one.rest)
             found.append(
-                Collective(kind, turns[name], size, groups(one.rest, devices), operation[1] if operation else "")
+                Collective(
+                    kind,
+                    turns[name],
+                    size,
+                    slices[0][groups(one.rest, slices.shape[1])],
+                    operation[1] if operation else "",
+                )
             )
     return found
 
@@ -222,10 +242,16 @@ def groups(rest: str, devices: int) -> np.ndarray:
         ids = np.arange(devices).reshape([int(n) for n in found[3].split(",")])
         ids = ids.transpose([int(n) for n in found[4].split(",")]) if found[4] else ids
         return ids.reshape(int(found[1]), int(found[2]))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:,? device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest
+    ):
         sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        axes, along = list(sizes), [name for name in sizes if f"'{name}'" in found[2]]
-        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        axes, along = list(sizes), [name for name in sizes if f"'{name}'" in found[4]]
+        ids = np.arange(math.prod(sizes.values()))
+        if found[2]:
+            ids = ids.reshape([int(n) for n in found[2].split(",")])
+            ids = ids.transpose([int(n) for n in found[3].split(",")]) if found[3] else ids
+        ids = ids.reshape(list(sizes.values()))
         kept = [axes.index(name) for name in axes if name not in along]
         return ids.transpose([*kept, *(axes.index(name) for name in along)]).reshape(
             -1, math.prod(sizes[name] for name in along)

@@ -16,7 +16,7 @@ from research.core.errors import UserError
 from research.data.mixed import prepare
 from research.model import transformer
 from research.model.config import ModelConfig
-from research.scale import aot, hlo, roofline, search
+from research.scale import aot, hlo, roofline, search, traffic
 from research.scale.topology import Topology
 from research.train import config as C
 from research.train import experiments, start
@@ -36,6 +36,7 @@ class Plan:
     limit: float | None
     bytes: dict[str, float]
     collectives: list[hlo.Collective]
+    traffic: list[traffic.Traffic]
     prediction: roofline.Prediction | None
 
     @property
@@ -59,7 +60,8 @@ class Plan:
         return {
             "topology": topology.name, "devices": topology.devices, "chips": topology.chips, "compiled_for": "chip" if self.target.real else "cpu",
             "fits": self.fits, "peak_bytes_per_chip": self.compiled.peak, "limit_bytes_per_chip": self.limit, "bytes": self.bytes,
-            "collectives": dict(kinds), "params": self.program.n_params, "flops_per_step": self.flops_per_step, "step_seconds": seconds,
+            "collectives": dict(kinds), "traffic": [dataclasses.asdict(one) for one in self.traffic], "params": self.program.n_params,
+            "flops_per_step": self.flops_per_step, "step_seconds": seconds,
             "tokens_per_second": None if seconds is None else config.step_tokens / seconds,
             "mfu": None if seconds is None or chip is None else self.flops_per_step / seconds / (chip.flops * topology.devices),
             "bound_by": None if self.prediction is None else self.prediction.bound_by,
@@ -117,12 +119,12 @@ def known(config: C.Config) -> C.Config:
 def make(program: Program, target: aot.Target, fast: bool = False) -> Plan:
     """Compiles the program's step and reads what comes out."""
     topology, compiled = target.topology, aot.compile_step(program, fast)
-    found = hlo.collectives(compiled.text, topology.devices)
-    chip = topology.chip
+    chip, node = topology.chip, nodes(program, topology)
+    found = hlo.collectives(compiled.text, node)
     limit = None if chip is None else chip.room
-    node = nodes(program, topology)
     prediction = None if chip is None or not compiled.text else roofline.predict(program, chip, found, node)
-    return Plan(program, target, compiled, limit, kinds_of_bytes(program, compiled), found, prediction)
+    sent = traffic.measured(found, program, node)
+    return Plan(program, target, compiled, limit, kinds_of_bytes(program, compiled), found, sent, prediction)
 
 
 def best(
@@ -146,7 +148,8 @@ def best(
     if not plans:  # what is asked for as it is
         return make(program_for(config, target.devices), target, fast), tried
     chosen = min(plans, key=lambda made: made.prediction.seconds if made.prediction else math.inf)
-    return chosen if fast else make(chosen.program, target), tried
+    # a program of its own, since JAX remembers what it has compiled whatever the optimisation
+    return chosen if fast else make(program_for(chosen.program.config, target.devices), target), tried
 
 
 def _choice(config: C.Config) -> dict[str, Any]:
@@ -210,7 +213,8 @@ def saved(program: Program) -> float:
     size = 4 if program.mesh.devices.flat[0].platform == "cpu" and program.model.dtype == "auto" else 2
     rows = config.batch_size / config.micro_batches / sharding.batch_shards(program.mesh)
     tokens = rows * config.row_tokens / mesh.get("sequence", 1)
-    return roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * size / 2
+    turns = traffic.turns_a_microbatch(traffic.schedule(config, mesh))
+    return turns * roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * size / 2
 
 
 def table(program: Program) -> list[tuple[str, str, str, str, int]]:

@@ -1,19 +1,22 @@
 """How long a step should take: what it computes, moves and sends, over what the chip is published to do, times what of that programs reach.
 
-    step = max(products / peak + attention / peak + bytes / bandwidth, messages that computation hides) + messages that it does not hide
+    step = max(products / peak + attention / peak + bytes / bandwidth + waiting for other stages, messages that computation hides)
+           + messages that it does not hide
 
 One set of constants for all chips, `REACHED`, held against the published runs of docs/scale.md. Messages of weights and their gradients travel while
-layers compute; those of activations (`tensor`, `sequence`, `expert`) are waited for, but for what XLA hides of them.
+layers compute; those of activations (`tensor`, `sequence`, `expert`, `stage`) are waited for, but for what XLA hides of them.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from research.core import params as P
 from research.core.chips import Chip
-from research.model import flops, mlp, transformer
+from research.model import flops, mlp, pipeline, transformer
 from research.model.config import ModelConfig
+from research.scale import traffic
 from research.scale.hlo import Collective
 from research.train import config as C
 from research.train.program import Program
@@ -22,6 +25,7 @@ from research.train.program import Program
 REACHED = {"products": 0.89, "attention": 0.4, "memory": 0.8, "link": 0.8, "network": 0.7, "waited": 0.6}
 # Passes of every layer besides the forward one and the two of the gradient, and of attention alone, which its own backward kernel repeats.
 RECOMPUTED = {"none": 0.0, "attention": 1.0, "matmuls": 0.0, "full": 1.0}
+WAITED_FOR = {"tensor", "sequence", "expert", "stage"}  # mesh axes along which activations are sent, and nothing else
 CAUSAL = 0.5  # of the keys that a causal kernel reads
 BACKWARD_ATTENTION = 2.5  # of a fused kernel's forward products: scores again, then four for the gradients
 OPTIMIZER_PASSES = 7  # over the float32 parameters: gradient, two moments and weights read, three of them written
@@ -29,11 +33,21 @@ OPTIMIZER_PASSES = 7  # over the float32 parameters: gradient, two moments and w
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a device does in a step: FLOPs of matrix products and of attention, bytes that it moves besides, each with what is recomputed."""
+    """What a device does in a step: FLOPs of matrix products and of attention, bytes that it moves besides, each with what is recomputed. `head`: the
+    share of it that is not in the layers."""
 
     products: float
     attention: float
     moved: float
+    head: float
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Of each kind, at what the chip reaches."""
+        return {
+            "products": self.products / (chip.flops * REACHED["products"]),
+            "attention": self.attention / (chip.flops * REACHED["attention"]),
+            "memory": self.moved / (chip.bandwidth * REACHED["memory"]),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +73,9 @@ def work(config: C.Config, model: ModelConfig, devices: int) -> Work:
     attention = seen * CAUSAL * (1 + BACKWARD_ATTENTION + (1 if model.remat in ("full", "matmuls") else 0))
     moved = 2 * _elements(model) * len(slots) * (3 + (1 if model.remat != "none" else 0))
     state = OPTIMIZER_PASSES * 4 * P.count(transformer.specs(model)) / devices
-    return Work(tokens * (layers * (3 + again) + head * (3 + tiled)), tokens * attention, tokens * moved + state)
+    products, of_head = tokens * layers * (3 + again), tokens * head * (3 + tiled)
+    total = products + of_head + tokens * attention
+    return Work(products + of_head, tokens * attention, tokens * moved + state, of_head / total)
 
 
 def kept_bytes(model: ModelConfig, tokens: float, tensor: int) -> float:
@@ -84,47 +100,33 @@ def _elements(model: ModelConfig) -> float:
 def predict(program: Program, chip: Chip, collectives: list[Collective], node: np.ndarray) -> Prediction:
     """The step's prediction. `node`: which slice or node each device of the mesh is on, by its place among the partitions."""
     done = work(program.config, program.model, program.mesh.size)
-    parts = {
-        "products": done.products / (chip.flops * REACHED["products"]), "attention": done.attention / (chip.flops * REACHED["attention"]),
-        "memory": done.moved / (chip.bandwidth * REACHED["memory"]), "weights": 0.0, "activations": 0.0,
-    }  # fmt: skip
-    waits = _activation_groups(program.mesh)
+    parts = done.seconds(chip)
+    parts["waiting"] = waiting(sum(parts.values()), done, traffic.schedule(program.config, dict(program.mesh.shape)))
+    computing = sum(parts.values())
+    parts |= {"weights": 0.0, "activations": 0.0}
     for one in collectives:
-        kind = "activations" if waits(one.groups) else "weights"
+        along = traffic.axes(one, program.mesh)
+        kind = "activations" if along and set(along) <= WAITED_FOR else "weights"
         parts[kind] += message_seconds(one, chip, node, program)
-    computing = parts["products"] + parts["attention"] + parts["memory"]
     return Prediction(max(computing, parts["weights"]) + REACHED["waited"] * parts["activations"], parts)
 
 
-def _activation_groups(mesh):
-    """Whether a group of devices differs along the axes that activations are sent over, and along no other."""
-    names, shape = list(mesh.shape), list(mesh.shape.values())
-    within = [i for i, name in enumerate(names) if name in ("tensor", "sequence", "expert", "stage")]
-
-    def waits(groups: np.ndarray) -> bool:
-        places = np.array(np.unravel_index(groups[0], shape))
-        differing = [i for i in range(len(shape)) if len(set(places[i].tolist())) > 1]
-        return bool(differing) and all(i in within for i in differing)
-
-    return waits
+def waiting(computing: float, done: Work, plan: pipeline.Schedule | None) -> float:
+    """Seconds in which a stage waits for the others, beside those in which it computes."""
+    return 0.0 if plan is None else computing * (1 - done.head) * plan.idle / (1 - plan.idle)
 
 
-def message_seconds(one: Collective, chip: Chip, node: np.ndarray, program: Program) -> float:
+def message_seconds(one: Collective, chip: Chip, node: np.ndarray, program: Any) -> float:
     """Seconds of all executions of a collective, by the bytes that leave a device (of a ring, which is as good as any for large messages)."""
-    size = one.groups.shape[1]
-    sent = {
-        "all-gather": one.bytes * (size - 1) / size, "reduce-scatter": one.bytes * (size - 1), "all-reduce": 2 * one.bytes * (size - 1) / size,
-        "all-to-all": one.bytes * (size - 1) / size, "collective-permute": one.bytes,
-    }[one.kind]  # fmt: skip
+    sent = traffic.sent(one)
     if chip.link is None:
         return 0.0
-    across = len(set(node[one.groups[0]].tolist())) > 1
-    if across:
+    if traffic.crosses(one, node):
         return one.executed * sent / ((chip.network or chip.link) * REACHED["network"])
     return one.executed * sent / (chip.link * share_of_links(one, chip, program) * REACHED["link"])
 
 
-def share_of_links(one: Collective, chip: Chip, program: Program) -> float:
+def share_of_links(one: Collective, chip: Chip, program: Any) -> float:
     """The share of a chip's links that lead along a group: of a torus, the dimensions in which its members differ; all of a switch's. A permute uses
     one direction of them at a time, and is counted with the one that runs the other way."""
     if chip.dimensions == 0:

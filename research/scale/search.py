@@ -12,7 +12,7 @@ from research.core import params as P
 from research.core import sharding
 from research.core.chips import Chip
 from research.model import transformer
-from research.scale import roofline
+from research.scale import roofline, traffic
 from research.scale.topology import Topology, larger_topologies
 from research.train import config as C
 
@@ -44,23 +44,35 @@ def choices(config: C.Config, topology: Topology, limit: float, fixed: frozenset
 
 
 def meshes(config: C.Config, topology: Topology) -> Iterator[str]:
-    """Meshes over all devices that divide the model and the rows: slices under `data`; within one `tensor`, `expert`, `sequence` and `fsdp`."""
-    each, model = topology.devices // topology.slices, config.model
-    outer = {"data": topology.slices} if topology.slices > 1 else {}
-    for tensor in (n for n in _powers(MOST_TENSOR) if model.heads % n == 0 and model.F % n == 0 and each % n == 0):
-        if config.row_tokens % tensor:
-            continue
-        experts = model.moe.experts if "moe" in model.feed_forward else 1
-        for expert in (n for n in _powers(each // tensor) if experts % n == 0):
-            rest = each // tensor // expert
-            for sequence in (
-                n
-                for n in _powers(rest)
-                if config.row_tokens % (n * tensor) == 0 and (n == 1 or rest * topology.slices > config.batch_size)
+    """Meshes over all devices that divide the model and the rows. Slices differ under `data`, `stage` or `fsdp`."""
+    slices = topology.slices
+    outer = ("data", "stage", "fsdp") if slices > 1 else ("fsdp",)
+    for axis in outer:
+        for sizes in _within(config, topology.devices // slices):
+            sizes = {"data": 1, "stage": 1, **sizes}
+            sizes[axis] *= slices
+            rows = config.batch_size // config.micro_batches
+            if config.batch_size % sharding.spread(sizes, "batch") or config.model.segments[0][1] % sizes["stage"]:
+                continue
+            if sizes["sequence"] == 1 or rows < sharding.spread(
+                {**sizes, "fsdp": sizes["fsdp"] * sizes["sequence"]}, "batch"
             ):
-                sizes = {**outer, "fsdp": rest // sequence, "expert": expert, "sequence": sequence, "tensor": tensor}
-                if config.batch_size % (sizes["fsdp"] * topology.slices) == 0:
-                    yield ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "fsdp=1"
+                yield ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "fsdp=1"
+
+
+def _within(config: C.Config, devices: int) -> Iterator[dict[str, int]]:
+    """Sizes of `fsdp`, `expert`, `sequence` and `tensor` whose product is the number of devices."""
+    model = config.model
+    experts = model.moe.experts if "moe" in model.feed_forward else 1
+    for tensor in (
+        n
+        for n in _powers(MOST_TENSOR)
+        if all(size % n == 0 for size in (model.heads, model.F, devices, config.row_tokens))
+    ):
+        for expert in (n for n in _powers(devices // tensor) if experts % n == 0 and devices // tensor % n == 0):
+            rest = devices // tensor // expert
+            for sequence in (n for n in _powers(rest) if rest % n == 0 and config.row_tokens % (n * tensor) == 0):
+                yield {"fsdp": rest // sequence, "expert": expert, "sequence": sequence, "tensor": tensor}
 
 
 def _powers(most: int) -> list[int]:
@@ -97,47 +109,44 @@ def estimate(config: C.Config, topology: Topology) -> Choice:
     tokens = (
         config.batch_size / shards / config.micro_batches * config.row_tokens / sizes.get("sequence", 1)
     )  # of a device and pass
-    kept = roofline.kept_bytes(model, tokens, tensor)
+    kept = roofline.kept_bytes(model, tokens, tensor) * traffic.turns_a_microbatch(traffic.schedule(config, sizes))
     weights = 2 * sum(p.size for path, p in specs.items() if path.startswith("decoder")) / max(1, model.layers) / tensor
     layer = 2 * tokens * (4 * model.width + (3 * model.F + 4 * model.heads * model.H) / tensor) + 2 * weights
     tile = tokens if config.task.head_tile is None else min(tokens, config.task.head_tile)
     head = tile * model.V / tensor * 6 + 2 * 2 * model.V * model.width / tensor
-    seconds = math.inf if chip is None else analytic_seconds(config, sizes, chip, tokens)
+    seconds = math.inf if chip is None else analytic_seconds(config, sizes, chip, tokens, topology.slices)
     return Choice(config, held + kept + max(layer, head), seconds)
 
 
-def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, tokens: float) -> float:
+def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, tokens: float, slices: int) -> float:
     """Seconds of a step by the roofline, messages by theory."""
-    model, devices = config.model, math.prod(sizes.values())
-    done = roofline.work(config, model, devices)
-    reached = roofline.REACHED
-    computing = (
-        done.products / chip.flops / reached["products"]
-        + done.attention / chip.flops / reached["attention"]
-        + done.moved / chip.bandwidth / reached["memory"]
-    )
+    model, devices, reached = config.model, math.prod(sizes.values()), roofline.REACHED
+    done, plan = roofline.work(config, model, devices), traffic.schedule(config, sizes)
+    computing = sum(done.seconds(chip).values())
+    computing += roofline.waiting(computing, done, plan)
     if chip.link is None:
         return computing
-    tensor, passes = sizes.get("tensor", 1), config.micro_batches
-    share = 1.0 if chip.dimensions == 0 or tensor == 1 else (chip.dimensions - 1) / chip.dimensions
-    weights = (
-        3
-        * passes
-        * 2
-        * P.count(transformer.specs(model))
-        / tensor
-        * (1 - 1 / sizes.get("fsdp", 1))
-        / (chip.link * share * reached["link"])
+    tensor, fsdp, data, stage = (sizes.get(axis, 1) for axis in ("tensor", "fsdp", "data", "stage"))
+    link, network = chip.link * reached["link"], (chip.network or chip.link) * reached["network"]
+    across = (
+        next((axis for axis in ("data", "stage", "fsdp") if sizes.get(axis, 1) % slices == 0), None)
+        if slices > 1
+        else None
     )
+    share = 1.0 if chip.dimensions == 0 or tensor == 1 else (chip.dimensions - 1) / chip.dimensions
+    a_pass = P.count(transformer.specs(model)) / tensor * (1 if plan is None else plan.turns / (stage * plan.rounds))
+    weights = 3 * config.micro_batches * 2 * a_pass * (1 - 1 / fsdp) / (network if across == "fsdp" else link * share)
+    replicas = 2 * 4 * P.count(transformer.specs(model)) * data / devices if data > 1 else 0.0
+    weights += replicas / (network if across == "data" else link)
     again = 1 + (1 if model.remat == "full" else 0)
-    activations = passes * model.layers * (4 + 4 * again) * tokens * model.width * 2 * (1 - 1 / tensor)
-    activations /= chip.link / max(1, chip.dimensions) * reached["link"]
-    across = 0.0
-    if sizes.get("data", 1) > 1 and chip.network is not None:
-        across = (
-            2 * 4 * P.count(transformer.specs(model)) * sizes["data"] / devices / (chip.network * reached["network"])
+    activations = config.micro_batches * model.layers * (4 + 4 * again) * tokens * model.width * 2 * (1 - 1 / tensor)
+    activations /= link / max(1, chip.dimensions)
+    if plan is not None:  # rows to the next stage and up in the queue, forward and back
+        handed = 4 * plan.turns * tokens * stage / plan.microbatches * model.width * 2 / tensor
+        activations += (
+            config.micro_batches * handed / (network if across == "stage" else link / max(1, chip.dimensions))
         )
-    return max(computing, weights + across) + reached["waited"] * activations
+    return max(computing, weights) + reached["waited"] * activations
 
 
 def changes(config: C.Config, topology: Topology, limit: float) -> list[tuple[str, C.Config, Topology]]:

@@ -10,7 +10,14 @@ MESHES = (
     "data=8", "fsdp=8", "tensor=8", "sequence=8", "data=2,fsdp=4", "data=2,tensor=4", "data=4,sequence=2", "fsdp=4,tensor=2", "fsdp=2,sequence=4",
     "sequence=2,tensor=4", "stage=2,data=4", "stage=2,fsdp=4", "stage=2,tensor=4", "stage=2,sequence=4",
 )  # fmt: skip
-SPARSE = ("expert=4,data=2", "expert=4,fsdp=2", "expert=2,sequence=4", "expert=2,tensor=4", "stage=2,expert=4", "expert=4,tensor=2")
+SPARSE = (
+    "expert=4,data=2",
+    "expert=4,fsdp=2",
+    "expert=2,sequence=4",
+    "expert=2,tensor=4",
+    "stage=2,expert=4",
+    "expert=4,tensor=2",
+)
 FAMILIES = (
     "gpt2", "gpt-neo", "gpt-neox", "llama", "llama-biased-wide-heads", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "glm4", "phi3",
     "olmo2",

@@ -85,8 +85,12 @@ def test_rows_are_handed_on_by_permutes_alone(results):
     """Forward, rows go to the next stage and up in the queue, and back their gradients do; weights lie where they are used."""
     found = results["stage=8 gpipe"]["collectives"]
     turns = pipeline.Schedule(8, 1, 2).turns
-    assert found["collective-permute"] == 4 * (turns + 1) - 2, found  # what comes of the last one forward needs nothing back in the queue
-    assert set(found) == {"collective-permute", "all-reduce"} and found["all-reduce"] == 2, "of the embedding and of the loss"
+    assert found["collective-permute"] == 4 * (turns + 1) - 2, (
+        found
+    )  # what comes of the last one forward needs nothing back in the queue
+    assert set(found) == {"collective-permute", "all-reduce"} and found["all-reduce"] == 2, (
+        "of the embedding and of the loss"
+    )
 
 
 def test_dropout_differs_between_microbatches_and_is_repeatable(results):

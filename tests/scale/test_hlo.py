@@ -49,7 +49,7 @@ def loop(first=0, bound=12, step=1, known=""):
 
 @given(st.integers(0, 5), st.integers(6, 40), st.integers(1, 4))
 def test_a_loop_turns_from_its_first_value_to_its_bound_by_its_step(first, bound, step):
-    found = {one.kind: one for one in hlo.collectives(loop(first, bound, step), 8)}
+    found = {one.kind: one for one in hlo.collectives(loop(first, bound, step), np.zeros(8, int))}
     assert found["all-reduce"].executed == len(range(first, bound, step))
     assert found["all-reduce"].bytes == 4 * 8 * 4 and found["all-reduce"].operation == "jit(step)/layer"
     assert found["all-gather"].executed == 1 and found["all-gather"].total == 16 * 8 * 4
@@ -57,7 +57,7 @@ def test_a_loop_turns_from_its_first_value_to_its_bound_by_its_step(first, bound
 
 def test_what_the_compiler_says_of_a_loop_counts():
     text = loop(known=', backend_config={"known_trip_count":{"n":"5"}}')
-    assert next(one.executed for one in hlo.collectives(text, 8) if one.kind == "all-reduce") == 5
+    assert next(one.executed for one in hlo.collectives(text, np.zeros(8, int)) if one.kind == "all-reduce") == 5
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def test_what_the_compiler_says_of_a_loop_counts():
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}, use", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}, use", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}, use", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'b'}, use", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=4], device_ids=([4]) {'a'}, use", [[0, 1, 2, 3]]),
         ("channel_id=1", [[0, 1, 2, 3]]),
     ],
 )
@@ -89,7 +91,7 @@ def test_groups_of_devices_are_read_in_every_form(text, expected):
 )
 def test_a_started_collective_counts_what_it_brings(line, size):
     text = f"ENTRY %main (a: f32[4]) -> f32[4] {{\n  {line}\n}}\n"
-    (one,) = hlo.collectives(text, 8)
+    (one,) = hlo.collectives(text, np.zeros(8, int))
     assert one.total == size
 
 
@@ -107,7 +109,23 @@ ENTRY %main (a: f32[16]) -> f32[4] {
   ROOT %f = f32[4]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
-    assert sorted((one.kind, one.total) for one in hlo.collectives(text, 4)) == [
+    assert sorted((one.kind, one.total) for one in hlo.collectives(text, np.zeros(4, int))) == [
         ("all-gather", 64),
         ("reduce-scatter", 16),
     ]
+
+
+def test_what_goes_between_slices_is_what_their_runtime_receives():
+    """libtpu compiles for one slice: groups name its devices, here of a mesh whose second axis has the slices."""
+    attributes = """is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:1}",_xla_megascale_transfer_type="ALL_REDUCE"}"""
+    text = f"""
+ENTRY %main (x: bf16[8]) -> bf16[8] {{
+  %x = bf16[8]{{0}} parameter(0)
+  %within = bf16[8]{{0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}}}}, to_apply=%add
+  %send = (bf16[8]{{0}}, u32[], token[]) send(%within, %token), {attributes}
+  ROOT %recv = (bf16[8]{{0}}, u32[], token[]) recv(%token), {attributes}
+}}
+"""
+    within, between = hlo.collectives(text, np.array([0, 1, 0, 1]))
+    assert (within.kind, within.bytes, within.groups.tolist()) == ("all-reduce", 16, [[0, 2]])
+    assert (between.kind, between.bytes, between.groups.tolist()) == ("all-reduce", 16, [[0, 1], [2, 3]])

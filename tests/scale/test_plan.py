@@ -1,6 +1,7 @@
 """Plans for eight devices that are not there: what they say against arithmetic, theory, and what training then does."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -30,7 +31,12 @@ same = jax.tree.map(lambda a, b: a == b, ours.abstract_state(), theirs.abstract_
 rows = {k: v.sharding for k, v in ours.put_batch(ours.batches(0)).items()}
 from research.scale import aot
 planned = {k: v.sharding for k, v in aot.abstract_batch(theirs).items()}
-print(json.dumps([all(jax.tree.leaves(same)), rows == planned, ours.model == theirs.model]))
+state, batch = ours.initial_state(), ours.put_batch(ours.batches(0))
+real = ours.compiled_step
+held = sum(shard.data.nbytes for leaf in jax.tree.leaves((state, batch)) for shard in leaf.addressable_shards if shard.device == jax.devices()[0])
+taken = held + real.memory_analysis().temp_size_in_bytes
+state, _ = real(state, batch, ours.hypers)
+print(json.dumps([all(jax.tree.leaves(same)), rows == planned, ours.model == theirs.model, aot.compile_step(theirs).peak / taken]))
 """
 
 
@@ -38,8 +44,8 @@ print(json.dumps([all(jax.tree.leaves(same)), rows == planned, ours.model == the
 def planned(run_python):
     """Plans by mesh: (what the JSON says, what is printed)."""
     out = {}
-    for mesh in ("fsdp=8", "fsdp=2,tensor=4"):
-        said = run_python(PLAN, json.dumps([*MODEL, "--mesh", mesh]), devices=8)
+    for mesh in ("fsdp=8", "fsdp=2,tensor=4", "fsdp=8 --model.remat full", "data=8"):
+        said = run_python(PLAN, json.dumps([*MODEL, "--mesh", *mesh.split()]), devices=8)
         out[mesh] = json.loads(said.splitlines()[-1]), said
     return out
 
@@ -102,9 +108,50 @@ def test_under_fsdp_weights_are_gathered_twice_and_nothing_is_gathered_that_is_n
     assert found["all-reduce"]["bytes"] < 1.2 * matrices
 
 
+@pytest.mark.parametrize(("mesh", "times"), [("fsdp=8", 1), ("fsdp=8 --model.remat full", 2)])
+def test_each_weight_is_gathered_once_for_each_time_that_it_is_used_and_nothing_else_is(mesh, times, planned):
+    """Recomputing uses the weights of layers twice. Beside them the head's is gathered, and the tokens' ids for the embedding and its gradient."""
+    matrices = [
+        path
+        for path, p in P.flatten(transformer.specs(model())).items()
+        if path.startswith("decoder") and p.kind != "vector"
+    ]
+    assert len(matrices) == 6
+    assert planned[mesh][0]["collectives"]["all-gather"]["executed"] == times * 6 * 3 + 1 + 2
+
+
+def test_under_data_gradients_alone_travel(planned):
+    found = planned["data=8"][0]
+    assert set(found["collectives"]) == {"all-reduce"}
+    (along,) = found["traffic"]
+    assert (
+        along["axes"] == ["data"] and 1 <= along["sent"] / along["theory"] < 1.15
+    )  # the tied table's two gradients travel apart
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "fsdp=8 --model.remat full"])
+def test_what_is_sent_along_fsdp_is_what_theory_says(mesh, planned):
+    """A CPU reduces gradients whole, which is twice the bytes of scattering them: of three passes the third counts double."""
+    (along,) = planned[mesh][0]["traffic"]
+    passes = 3 if "full" in mesh else 2
+    assert along["axes"] == ["fsdp"] and not along["network"]
+    assert along["sent"] == pytest.approx(along["theory"] * (passes + 1) / passes, rel=0.15)
+
+
 def test_what_is_planned_is_what_train_uses(run_python):
     said = run_python(TRAINED, json.dumps([*MODEL[:-2], "--batch-size", "16", "--mesh", "fsdp=4,tensor=2"]), devices=8)
-    assert json.loads(said.splitlines()[-1]) == [True, True, True]
+    *same, ratio = json.loads(said.splitlines()[-1])
+    assert same == [True, True, True] and 0.9 < ratio < 1.1, "of the memory that the run takes"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra plan-tpu is not installed")
+def test_for_tpus_no_gradient_is_reduced_whole_and_no_activation_at_all(run_python):
+    code = PLAN.replace("cpu-8", "v5e-16").replace("lm_tiny_text", "llama3-8b")
+    words = ["--model.layers", "4", "--sequence-length", "1024", "--mesh", "fsdp=4,tensor=4", "--fast"]
+    found = json.loads(run_python(code, json.dumps(words)).splitlines()[-1])
+    assert found["compiled_for"] == "chip" and found["collectives"]["reduce-scatter"]["executed"] >= 4 * 7
+    smallest = 2 * 4096 * 1024 // 4  # bytes of a device's gradient of keys; a row of activations has four times as many
+    assert found["collectives"]["all-reduce"]["bytes"] < smallest, found["collectives"]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +185,11 @@ def test_meshes_divide_the_model_and_the_rows():
         assert math.prod(search._sizes(mesh).values()) == 16, mesh
 
 
-def test_slices_differ_under_data():
+def test_slices_differ_under_data_stages_or_fsdp():
     config, topo = estimates(there="v5e-16x2")
-    assert all(mesh.startswith("data=2,") for mesh in search.meshes(config, topo))
+    meshes = [search._sizes(mesh) for mesh in search.meshes(config, topo)]
+    assert {"data": 2, "fsdp": 16} in meshes and {"stage": 2, "fsdp": 16} in meshes and {"fsdp": 32} in meshes
+    assert all(sizes.get("data", 1) * sizes.get("stage", 1) * sizes.get("fsdp", 1) % 2 == 0 for sizes in meshes)
 
 
 def test_few_rows_are_spread_by_their_positions():

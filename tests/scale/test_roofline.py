@@ -59,15 +59,6 @@ def test_a_message_takes_what_leaves_a_device_over_its_links(kind, bytes, sent):
     assert across == pytest.approx(3 * sent / (50e9 * roofline.REACHED["network"]))
 
 
-def test_messages_of_activations_are_those_within_tensor_and_its_like():
-    waits = roofline._activation_groups(program(fsdp=2, tensor=4).mesh)
-    assert (
-        waits(np.array([[0, 1, 2, 3], [4, 5, 6, 7]]))
-        and not waits(np.array([[0, 4]]))
-        and not waits(np.arange(8)[None])
-    )
-
-
 def test_recomputation_costs_its_passes_and_saves_its_bytes():
     config, model = Config(model=published(4096, "full"), batch_size=8), published(4096, "full")
     none = published(4096, "none")
