@@ -79,6 +79,21 @@ def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
     return loss
 
 
+def make_row_losses(
+    model: ModelConfig, task: LMConfig = LMConfig()
+) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+    """`row_losses(params, batch) -> (B,)`: the weighted sum of each row's cross-entropies, in nats."""
+
+    def row_losses(params, batch):
+        out = transformer.hidden(params, batch, model)
+        losses_BT = head.losses(
+            params, out.outputs, batch["targets"], model, losses.softmax_cross_entropy, task.head_tile
+        )
+        return (losses_BT * batch["weights"]).sum(axis=1)
+
+    return row_losses
+
+
 def make_evaluation(model: ModelConfig) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """`evaluate(params, batch) -> {"nll", "weight"}`: sums to be added over batches; no dropout, no smoothing, no z-loss."""
     plain = make_loss(model)

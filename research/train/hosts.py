@@ -29,6 +29,7 @@ from research.core.errors import UserError
 OUT_OF_TIME = 256  # a vote that is no signal: the run's time is up
 CLOCKS = 60.0  # seconds that the clocks of two hosts may differ
 FACTS = 4096  # bytes of what a process says of itself
+NAMED = 8  # rows of a process that are named at most
 STUCK = 75  # exit code: try again (sysexits.h, EX_TEMPFAIL)
 
 
@@ -177,6 +178,18 @@ def _exchanged(mine: dict[str, Any]) -> list[dict[str, Any]]:
         raise ValueError(f"facts of {len(said)} bytes")
     gathered = np.asarray(multihost_utils.process_allgather(np.frombuffer(said, np.uint8))).reshape(-1, FACTS)
     return [json.loads(bytes(row).decode()) for row in gathered]
+
+
+def name_rows(rows: list[int]) -> str:
+    """Rows of a batch that processes found among theirs, with the process and host of each; those of all processes, on every one."""
+    mine = {"host": socket.gethostname(), "rows": rows[:NAMED], "count": len(rows)}
+    said, told = [], set()
+    for index, one in enumerate(_exchanged(mine) if several() else [mine]):
+        if one["rows"] and one["rows"][0] not in told:  # processes that differ along `tensor` have the same rows
+            told |= set(one["rows"])
+            more = f" and {one['count'] - NAMED} more" if one["count"] > NAMED else ""
+            said.append(f"row(s) {', '.join(map(str, one['rows']))}{more} of process {index} on {one['host']}")
+    return "; ".join(said) or "no row by itself"
 
 
 def _check_sum(everyone: list[dict[str, Any]]) -> None:

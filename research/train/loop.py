@@ -198,8 +198,13 @@ class Loop:
             self.skipped_in_a_row, self.progress.train_loss = int(metrics["skipped_in_a_row"]), float(metrics["loss"])
             self.watchdog.alive()
             if self.skipped_in_a_row:
-                self.console.say(f"step {step}: {self.program.name_bad_leaf(int(metrics['bad_leaf']))} is not finite; the update is skipped"
-                                 f" ({self.skipped_in_a_row} in a row)")  # fmt: skip
+                what, rows = (
+                    self.program.name_bad_leaf(int(metrics["bad_leaf"])),
+                    self.program.name_bad_rows(self.state, step),
+                )
+                self.console.say(
+                    f"step {step}: {what} is not finite; the update is skipped ({self.skipped_in_a_row} in a row); not finite: {rows}"
+                )
             if step % self.config.log_every == 0 or step == self.config.steps:
                 self.log(step, {name: float(value) for name, value in metrics.items()})
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research.core import chips, host, sharding
@@ -268,6 +269,28 @@ class Program:
     @functools.cached_property
     def _sums_of_bits(self) -> Any:
         return replicas.sums(self.mesh, [leaf.spec for leaf in jax.tree.leaves(self.state_shardings.params)])
+
+    def name_bad_rows(self, state: S.State, step: int) -> str:
+        """Which rows of a step's batch (from 0, the batch of step 1 being the first) have a loss that is not finite, and whose they are. All
+        processes call it."""
+        batch = self.batches(step - 1)
+        finite = np.asarray(
+            hosts.in_order(self._rows_are_finite(self.eval_params(state, self.hypers), self.put_batch(batch)))
+        )
+        index, count = sharding.row_part(self.mesh)
+        mine = range(index * len(finite) // count, (index + 1) * len(finite) // count)
+        return hosts.name_rows([row for row in mine if not finite[row]])
+
+    @functools.cached_property
+    def _rows_are_finite(self) -> Any:
+        """Jitted, in as many passes as the step: whether the loss of each row of a batch is finite, on every process."""
+        rows, passes = lm.make_row_losses(self.model, self.config.task), self.config.micro_batches
+
+        def finite(params, batch):
+            losses_PB = jax.lax.map(lambda part: rows(params, part), S.split_rows(batch, passes))
+            return jnp.isfinite(losses_PB.T.reshape(-1))
+
+        return self.on_mesh(jax.jit(finite, out_shardings=sharding.replicated(self.mesh)))
 
     def name_bad_leaf(self, index: int) -> str:
         """`metrics["bad_leaf"]` in words."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,29 @@ def test_four_go_on_where_two_stopped(runs, tmp_path):
     assert [code for code, _, _ in [*first, *then]] == [0] * 6, then[0][2][-2000:]
     assert "resumed from step 4" in then[0][1]
     assert [x[2] for x in losses(tmp_path / "run")] == pytest.approx([x[2] for x in losses(runs[1][0])], rel=1e-5)
+
+
+POISONED = """
+import sys, jax, numpy as np
+from research import cli
+from research.data.loader import Batches
+call = Batches.__call__
+def batch(self, step):
+    made = call(self, step)
+    if step == 2 and jax.process_index() == 1:
+        made["weights"] = made["weights"].copy()
+        made["weights"][3, 0] = np.nan
+    return made
+Batches.__call__ = batch
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_rows_that_are_not_finite_are_named_with_their_process_and_host(tmp_path):
+    words = [*several.RUN, "--run-dir", tmp_path / "run", "--mesh", "fsdp=2", "--micro-batches", "2", "--steps", "4"]
+    (code, told, errors), (other, _, _) = several.ended(several.start(2, 1, words, ("-c", POISONED)))
+    assert code == other == 0, errors
+    assert "step 3: the gradient of" in told and f"not finite: row(s) 7 of process 1 on {socket.gethostname()}" in told
 
 
 def endless(folder, mesh):
