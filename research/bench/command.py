@@ -38,7 +38,14 @@ def sweep(argv: Sequence[str]) -> int:
     return sweep.main(argv)
 
 
-BENCHMARKS = {"train": train, "data": data, "sample": sample, "sweep": sweep}
+def remat(argv: Sequence[str]) -> int:
+    """memory and time of a training step under each policy of recomputation"""
+    from research.bench import remat
+
+    return remat.main(argv)
+
+
+BENCHMARKS = {"train": train, "data": data, "sample": sample, "sweep": sweep, "remat": remat}
 
 
 def main(argv: Sequence[str]) -> int:

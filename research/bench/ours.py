@@ -25,6 +25,7 @@ from research.data.encoding import byte_description
 from research.data.streams import TokenStream
 from research.data.tokens import Corpus
 from research.families import gpt2
+from research.scale import aot, roofline
 from research.train import config as C
 from research.train.optim import OptimizerConfig, ScheduleConfig
 from research.train.program import Program
@@ -73,8 +74,26 @@ def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], f
         "flops_per_token": program.flops_per_token,
         "peak_flops": peak,
         "peak_source": source,
+        **planned(program),
     }
     return facts, stepper(program, functools.partial(next, batches))
+
+
+def planned(program: Program) -> dict[str, float]:
+    """What `research plan` says of the step: tokens/s and bytes at the peak. Nothing of a device without a published peak."""
+    chip = chips.lookup(jax.devices()[0].device_kind)
+    if chip is None:
+        return {}
+    seconds = roofline.predict(program, chip, [], np.zeros(1, int)).seconds
+    return {
+        "planned_tokens_per_second": program.config.step_tokens / seconds,
+        "planned_bytes": aot.peak_bytes(program.compiled_step, cpu=False),
+    }
+
+
+def peak_bytes() -> int | None:
+    """The most bytes of the device that were in use at a time; None where it does not tell."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _peak() -> tuple[float, str]:

@@ -11,6 +11,7 @@ from research.core.errors import UserError
 
 OURS = "ours"
 PEER_SETTINGS = ("attention", "adamw", "clipping")  # what the peer chose among PyTorch's implementations
+PLANNED = ("planned_tokens_per_second", "planned_bytes")  # what research plan says of our side
 BUSY, SPREAD = 0.15, 1.25  # from where on others on the machine, and rounds that differ, are worth a warning
 
 
@@ -20,12 +21,14 @@ class Sample:
 
     built: Reply
     rates: list[float] = dataclasses.field(default_factory=list)
+    peak_bytes: int | None = None
 
     def add(self, reply: Reply, shape: Shape) -> None:
         if failed(reply):
             self.built = reply
         else:
             self.rates.append(tokens_per_second(reply, shape.tokens))
+            self.peak_bytes = reply.get("peak_bytes")
 
     @property
     def median(self) -> float | None:
@@ -57,6 +60,7 @@ def rows_of(
     common = {
         "shape": str(shape), **dataclasses.asdict(shape), "params": built["params"], "ours_tokens_per_second": rate,
         "compile_seconds": built["compile_seconds"], "mfu": rate * of_peak, "peak": built["peak_source"], "ours_rounds": mine.rates,
+        "peak_bytes": mine.peak_bytes, **{name: built.get(name) for name in PLANNED},
         **_peer_fields(None, None, rate, of_peak), "note": note,
     }  # fmt: skip
     rows = []
@@ -108,6 +112,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         ours = (f"{row['ours_tokens_per_second']:,.0f}", f"{row['mfu']:.1%}", f"{row['compile_seconds']:.1f} s")
         its = ("", "") if row["ratio"] is None else (f"{row['peer_tokens_per_second']:,.0f}", f"{row['ratio']:.2f}")
         table.append((row["shape"], *ours, row["peer"] or "none", *its))
+        notes += _beside_plan(row)
         if row["note"]:
             notes.append(f"{row['shape']}: {row['peer']} {row['note']}" if row["peer"] else row["note"])
     return [
@@ -115,6 +120,17 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"tokens/s, median of {result['rounds']} rounds; MFU against the {', '.join(peaks)}",
         "", *aligned(table), *dict.fromkeys(notes),
     ]  # fmt: skip
+
+
+def _beside_plan(row: dict[str, Any]) -> list[str]:
+    """Our side's rate and memory beside what was planned, where anything was."""
+    if row["planned_bytes"] is None:
+        return []
+    rate, planned, gib = row["ours_tokens_per_second"], row["planned_tokens_per_second"], 2**30
+    taken = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / gib:.2f} GiB in use at the peak, "
+    return [
+        f"{row['shape']}: {rate / planned:.2f} of the {planned:,.0f} tokens/s planned; {taken}{row['planned_bytes'] / gib:.2f} planned"
+    ]
 
 
 def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:

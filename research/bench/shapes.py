@@ -27,20 +27,22 @@ class Shape:
 
     def __str__(self) -> str:
         """`4 layers x 128 wide x 64 context x batch 12, vocabulary 65`, or `GPT-2 124M x ...` for the size of that name."""
-        small = (self.layers, self.width, self.heads) == (12, 768, 12)
-        size = "GPT-2 124M" if small else f"{self.layers} layers x {self.width} wide"
+        size = SIZES.get((self.layers, self.width, self.heads), f"{self.layers} layers x {self.width} wide")
         batch = f"batch {self.batch_size}" if self.batch_size else "the largest batch"
         return f"{size} x {self.context} context x {batch}, vocabulary {self.vocabulary}"
 
 
+SIZES = {(12, 768, 12): "GPT-2 124M", (24, 1024, 16): "GPT-2 350M", (48, 1600, 25): "GPT-2 1.5B"}
 NAMED = {
     "small": Shape(4, 128, 4, 64, 12, 65),
     "medium": Shape(6, 384, 6, 256, 8, 65),
     "gpt2": Shape(12, 768, 12, 256, 2, 50304),
     "gpt2-largest-batch": Shape(12, 768, 12, 1024, 0, 50304),
+    "gpt2-medium": Shape(24, 1024, 16, 1024, 8, 50304),  # 350M
+    "gpt2-xl": Shape(48, 1600, 25, 1024, 4, 50304),  # 1.5B
 }
 ON_CPU = ("small", "medium", "gpt2")
-ON_ACCELERATOR = ("gpt2-largest-batch",)
+ON_ACCELERATOR = ("gpt2-largest-batch", "gpt2-medium", "gpt2-xl")
 
 
 def parse(text: str) -> Shape:

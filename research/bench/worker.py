@@ -2,13 +2,14 @@
 
 It reads requests as JSON lines from standard input, answers each with one JSON line on standard output, and ends when its input
 does; between requests it is blocked on that input and takes no processor time. SIDE.py defines `about() -> facts` and
-`build(request) -> (facts, run)`, where `run(n)` does n steps, waits for them and returns the last loss. Only the standard library is used
+`build(request) -> (facts, run)`, where `run(n)` does n steps, waits for them and returns the last loss, and may define `peak_bytes()`, of its
+device so far. Only the standard library is used
 here, and a SIDE may do the same, so that it runs under an interpreter that knows nothing of this project. Every side is timed by the
 lines below, so all are timed alike.
 
     {"do": "about"}                   -> {"versions": {...}, ...}
     {"do": "build", ...the request}   -> {"params": n, ..., "compile_seconds": s, "step_seconds": s}
-    {"do": "time", "seconds": s}      -> {"steps": n, "seconds": s, "loss": nats}
+    {"do": "time", "seconds": s}      -> {"steps": n, "seconds": s, "loss": nats, "peak_bytes": n or null}
     whatever fails                    -> {"error": "missing" | "out_of_memory" | "failed", "text": one line}
 """
 
@@ -68,7 +69,8 @@ class Worker:
             return {"compile_seconds": compile_seconds, **facts, "step_seconds": self.step_seconds}
         steps, took, loss = timed_round(self.run, request["seconds"], self.step_seconds)
         self.step_seconds = took / steps
-        return {"steps": steps, "seconds": took, "loss": loss}
+        peak_bytes = self.side["peak_bytes"]() if "peak_bytes" in self.side else None
+        return {"steps": steps, "seconds": took, "loss": loss, "peak_bytes": peak_bytes}
 
 
 def failure(error):
