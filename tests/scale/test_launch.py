@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from research.core.errors import UserError
-from research.scale import launch
+from research.scale import launch, machines
 from research.scale.topology import topology
 
 ZONE = ["--zone", "us-west4-a", "--project", "mine"]
@@ -25,14 +25,14 @@ kind = next((word for word in told if word in ("create", "delete", "describe", "
 assert any(word.startswith("--zone=") for word in told), "no zone"
 if kind == "create":
     assert play["state"] in ("", "DELETED"), "it is there already"
-    play["state"] = "READY"
+    play["state"] = play["ready"]
 elif kind == "delete":
     play["state"] = "DELETED"
 elif kind == "describe":
     if play["state"] in ("", "DELETED"):
         sys.exit("NOT_FOUND")
     print(play["state"])
-elif "--worker=0" in told:
+elif any("tail -n +1 -F" in word for word in told):
     code, after = play["ends"].pop(0)
     play["state"] = after
     json.dump(play, open(home + "/play.json", "w"))
@@ -45,13 +45,13 @@ json.dump(play, open(home + "/play.json", "w"))
 def gcloud(tmp_path, monkeypatch):
     """`gcloud(ends)`: a slice whose command ends with these (code, state of the slice afterwards), one after the other; returns what it was told."""
 
-    def make(ends):
+    def make(ends, ready="READY"):
         folder = tmp_path / "bin"
         folder.mkdir()
         fake = folder / "gcloud"
         fake.write_text(FAKE.replace("{python}", sys.executable))
         fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-        (folder / "play.json").write_text(json.dumps({"state": "", "ends": ends}))
+        (folder / "play.json").write_text(json.dumps({"state": "", "ends": ends, "ready": ready}))
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         return lambda: [json.loads(line) for line in (folder / "told.jsonl").read_text().splitlines()]
 
@@ -73,7 +73,7 @@ def kinds(told):
     found = []
     for words in told:
         kind = next(word for word in words if word in ("create", "delete", "describe", "ssh", "scp"))
-        found.append("follow" if "--worker=0" in words else kind)
+        found.append("follow" if any("tail -n +1 -F" in word for word in words) else kind)
     return [kind for kind in found if kind != "describe"]
 
 
@@ -105,9 +105,46 @@ def test_without_run_the_commands_are_printed_and_nothing_is_done(call_verb, gcl
     ],
 )  # fmt: skip
 def test_every_way_to_ask_for_a_slice(how, expected):
-    one = launch.Slice("a", launch.Arguments(how=how, zone="z"), topology("v5e-16"))
+    one = machines.Slice("a", launch.Arguments(how=how, zone="z"), topology("v5e-16"))
     assert one.create() == ["gcloud", *expected, "--zone=z"]
     assert ("queued-resources" in one.delete()) == (how in ("queued", "flex-start"))
+
+
+def test_several_slices_are_one_queued_resource():
+    words = launch.Arguments(how="spot", zone="z")
+    one = machines.machine("a", words, topology("v5e-16x2"))
+    assert one.create() == ["gcloud", "compute", "tpus", "queued-resources", "create", "a", "--node-count=2", "--node-prefix=a",
+                            "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot", "--zone=z"]  # fmt: skip
+    assert one.ssh("ls")[3:8] == ["queued-resources", "ssh", "a", "--node=all", "--worker=all"]
+    assert one.follow()[6:8] == ["--node=0", "--worker=0"] and one.scp("b", "c")[4:6] == ["scp", "b"]
+
+
+@pytest.mark.parametrize(
+    ("there", "how", "expected"),
+    [
+        ("v6e-8", "on-demand", ["--machine-type=ct6e-standard-8t"]),
+        ("v5p-8", "spot", ["--machine-type=ct5p-hightpu-4t", "--provisioning-model=SPOT", "--instance-termination-action=DELETE"]),
+        ("v6e-1", "flex-start", ["--machine-type=ct6e-standard-1t", "--provisioning-model=FLEX_START", "--max-run-duration=24h"]),
+    ],
+)  # fmt: skip
+def test_a_host_of_compute_engine(there, how, expected):
+    one = machines.machine("a", launch.Arguments(how=how, zone="z", through="compute-engine"), topology(there))
+    told = one.create()
+    assert told[:5] == ["gcloud", "compute", "instances", "create", "a"] and set(expected) < set(told)
+    assert one.ssh("ls") == ["gcloud", "compute", "ssh", "a", "--command=ls", "--zone=z"]
+    assert "--distributed" not in " ".join(one.start()), "it is one process"
+
+
+@pytest.mark.parametrize(
+    ("words", "ready"),
+    [(["--topology", "v5e-16x2"], "ACTIVE"), (["--topology", "v6e-4", "--through", "compute-engine"], "RUNNING")],
+)
+def test_the_other_machines_live_as_a_slice_does(words, ready, gcloud, tree, call_verb):
+    told = gcloud([(143, "SUSPENDED"), (0, ready)], ready)
+    code, _, err = call_verb("launch", "tpu", "mine", *ZONE, *words, "--source", tree, "--run")
+    assert code == 0, err
+    first = ["create", "scp", "ssh", "ssh", "ssh", "follow", "delete"]
+    assert kinds(told()) == first + first
 
 
 def test_a_run_is_carried_out_from_its_creation_to_its_end(gcloud, tree, call_verb):
@@ -161,11 +198,11 @@ def test_a_run_that_is_under_way_is_followed_and_not_begun_again(gcloud, tree, c
 
 
 def test_a_run_that_never_ends_is_given_up(monkeypatch):
-    monkeypatch.setattr(launch, "RESTARTS", 2)
-    one = launch.Slice("a", launch.Arguments(zone="z"), topology("v5e-16"))
+    monkeypatch.setattr(machines, "RESTARTS", 2)
+    one = machines.Slice("a", launch.Arguments(zone="z"), topology("v5e-16"))
 
     def execute(command):
-        return (143, "") if "--worker=0" in command else (0, "READY")
+        return (143, "") if command == one.follow() else (0, "READY")
 
     with pytest.raises(UserError, match="started 3 times"):
         one.go(execute, lambda said: None)
@@ -173,12 +210,12 @@ def test_a_run_that_never_ends_is_given_up(monkeypatch):
 
 def test_a_queue_is_waited_for():
     one, states, slept = (
-        launch.Slice("a", launch.Arguments(zone="z"), topology("v5e-16")),
+        machines.Slice("a", launch.Arguments(zone="z"), topology("v5e-16")),
         ["", "CREATING", "READY"],
         [],
     )
     one._wait(lambda command: (0, states.pop(0)), lambda said: None, slept.append)
-    assert slept == [launch.POLL] * 2
+    assert slept == [machines.POLL] * 2
 
 
 @pytest.mark.parametrize(
@@ -187,8 +224,12 @@ def test_a_queue_is_waited_for():
         (["tpu"], "usage"),
         (["tpu", "Bad_Name", *ZONE], "no name for a machine"),
         (["tpu", "a"], "--zone is missing"),
-        (["tpu", "a", *ZONE, "--topology", "h100x8"], "launch tpu makes one slice of"),
-        (["tpu", "a", *ZONE, "--topology", "v5e-16x2"], "launch tpu makes one slice of"),
+        (["tpu", "a", *ZONE, "--topology", "h100x8"], "launch tpu makes slices of"),
+        (["tpu", "a", *ZONE, "--through", "compute-engine"], "Compute Engine is asked for one host"),
+        (
+            ["tpu", "a", *ZONE, "--topology", "v6e-4", "--through", "compute-engine", "--how", "queued"],
+            "is Cloud TPU's",
+        ),
         (["tpu", "a", *ZONE, "--run", "--dry-run"], "exclude each other"),
         (["tpu", "a", *ZONE, "--command", " "], "--command is empty"),
         (["slurm", "a", "--topology", "v5e-16"], "is for GPUs"),
