@@ -181,9 +181,12 @@ FORKED = """
     import os, sys, time
     from research.train.rundir import RunDir
     run = RunDir.open(sys.argv[1], {}, {})
+    told, tells = os.pipe()
     if os.fork() == 0:
+        os.write(tells, b"x")  # what runs after a fork has run
         time.sleep(60)
         os._exit(0)
+    os.read(told, 1)
     os._exit(0)
 """
 
