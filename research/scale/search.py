@@ -11,10 +11,13 @@ from jax.sharding import AbstractMesh, AxisType
 from research.core import params as P
 from research.core import sharding
 from research.core.chips import Chip
+from research.core.errors import UserError
 from research.model import transformer
+from research.model.config import ModelConfig
 from research.scale import roofline, traffic
 from research.scale.topology import Topology, larger_topologies
 from research.train import config as C
+from research.train.program import check_axes
 
 POLICIES = ("none", "attention", "matmuls", "full")
 MOST_TENSOR = 16
@@ -52,7 +55,7 @@ def meshes(config: C.Config, topology: Topology) -> Iterator[str]:
             sizes = {"data": 1, "stage": 1, **sizes}
             sizes[axis] *= slices
             rows = config.batch_size // config.micro_batches
-            if config.batch_size % sharding.spread(sizes, "batch") or config.model.segments[0][1] % sizes["stage"]:
+            if config.batch_size % sharding.spread(sizes, "batch") or not _divides(config.model, sizes):
                 continue
             if sizes["sequence"] == 1 or rows < sharding.spread(
                 {**sizes, "fsdp": sizes["fsdp"] * sizes["sequence"]}, "batch"
@@ -60,16 +63,18 @@ def meshes(config: C.Config, topology: Topology) -> Iterator[str]:
                 yield ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "fsdp=1"
 
 
+def _divides(model: ModelConfig, sizes: dict[str, int]) -> bool:
+    try:
+        check_axes(model, sizes)
+    except UserError:
+        return False
+    return model.segments[0][1] % sizes["stage"] == 0
+
+
 def _within(config: C.Config, devices: int) -> Iterator[dict[str, int]]:
     """Sizes of `fsdp`, `expert`, `sequence` and `tensor` whose product is the number of devices."""
-    model = config.model
-    experts = model.moe.experts if "moe" in model.feed_forward else 1
-    for tensor in (
-        n
-        for n in _powers(MOST_TENSOR)
-        if all(size % n == 0 for size in (model.heads, model.F, devices, config.row_tokens))
-    ):
-        for expert in (n for n in _powers(devices // tensor) if experts % n == 0 and devices // tensor % n == 0):
+    for tensor in (n for n in _powers(MOST_TENSOR) if devices % n == 0 and config.row_tokens % n == 0):
+        for expert in (n for n in _powers(devices // tensor) if devices // tensor % n == 0):
             rest = devices // tensor // expert
             for sequence in (n for n in _powers(rest) if rest % n == 0 and config.row_tokens % (n * tensor) == 0):
                 yield {"fsdp": rest // sequence, "expert": expert, "sequence": sequence, "tensor": tensor}

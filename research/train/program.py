@@ -17,7 +17,7 @@ from research.core.errors import UserError
 from research.data import batches, fim
 from research.data.loader import ByIndex, ByStep, EvalBatches
 from research.data.tokens import Corpus
-from research.model import blanks, flops, pipeline, transformer
+from research.model import blanks, flops, moe, pipeline, transformer
 from research.model.config import ModelConfig
 from research.sample.engine import continuations
 from research.sample.models import Loaded
@@ -300,9 +300,31 @@ class Program:
         return "the gradient of " + "/".join(str(entry.key) for entry in paths[index])
 
 
+def check_axes(model: ModelConfig, sizes: dict[str, int]) -> None:
+    """Raises UserError where an axis that was asked for does not divide what it is there to spread."""
+    kinds = {slot.feed_forward for slots, _ in model.segments for slot in slots}
+    inner = {"dense": model.F, "moe": moe.expert_width(model)}
+    spread = {
+        "fsdp": {"width": model.width},
+        "tensor": {
+            "heads": model.heads,
+            **{f"channels of a {kind} feed-forward": inner[kind] for kind in sorted(kinds)},
+        },
+        "expert": {"experts": model.moe.experts if "moe" in kinds else 0},
+    }
+    for axis, wanted in spread.items():
+        for what, size in wanted.items():
+            if sizes.get(axis, 1) > 1 and (size == 0 or size % sizes[axis]):
+                found = "none" if size == 0 else str(size)
+                said = f"{axis}={sizes[axis]} does not divide the model's {what} ({found})"
+                raise UserError(f"{said}; use a divisor, or leave {axis} out of --mesh")
+
+
 def mesh_of(config: C.Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh of a config over some devices, or those that are here. Raises UserError where its rows, their length or its layers cannot be split."""
     mesh, rows = sharding.make_mesh(config.mesh, devices), config.batch_size // config.micro_batches
+    if config.mesh != "auto":
+        check_axes(config.model, dict(mesh.shape))
     sharding.check_batch(rows, mesh, config.row_tokens)
     pipeline.check(config.model, dict(mesh.shape), rows)
     return mesh

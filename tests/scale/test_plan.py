@@ -185,6 +185,12 @@ def test_meshes_divide_the_model_and_the_rows():
         assert math.prod(search._sizes(mesh).values()) == 16, mesh
 
 
+def test_no_mesh_is_tried_that_would_be_refused():
+    config, topo = estimates("gpt2-xl", "h100x24", batch_size=240)
+    meshes = [search._sizes(mesh) for mesh in search.meshes(config, topo)]
+    assert meshes and all(1600 % sizes.get("fsdp", 1) == 25 % sizes.get("tensor", 1) == 0 for sizes in meshes)
+
+
 def test_slices_differ_under_data_stages_or_fsdp():
     config, topo = estimates(there="v5e-16x2")
     meshes = [search._sizes(mesh) for mesh in search.meshes(config, topo)]

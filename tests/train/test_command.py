@@ -18,7 +18,8 @@ from tiny_runs import story, until
 
 from research import train
 from research.core.errors import UserError
-from research.train import command, console, experiments, inspection
+from research.model.config import ModelConfig
+from research.train import command, console, experiments, inspection, program
 from research.train.rundir import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -410,3 +411,20 @@ def test_durations(seconds, text):
 )
 def test_counts(n, text):
     assert console.count(n) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "message"),
+    [
+        ({"width": 60}, {"fsdp": 8}, "fsdp=8 does not divide the model's width .60."),
+        ({"heads": 4}, {"tensor": 8}, "tensor=8 does not divide the model's heads .4."),
+        ({"mlp_width": 100}, {"tensor": 8, "data": 2}, "channels of a dense feed-forward"),
+        ({}, {"expert": 2}, "the model's experts .none."),
+        ({"feed_forward": ("moe",)}, {"expert": 3}, "expert=3 does not divide the model's experts .8."),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model_is_refused(options, sizes, message):
+    with pytest.raises(UserError, match=message):
+        program.check_axes(
+            ModelConfig(**{"width": 64, "heads": 8 if "heads" not in options else 4, "head_size": 8, **options}), sizes
+        )
