@@ -119,6 +119,12 @@ def choose(program: Program, group: Group, asked: int | None, say: Callable[[str
     """The width for a group, as it was asked for, remembered, or measured now. Raises UserError where not even the least width fits."""
     count, least = len(group.trials), program.mesh.size
     shared = shares_data(group)
+    if any(size > 1 and axis != "member" for axis, size in program.mesh.shape.items()):
+        if asked not in (None, 1):
+            raise UserError(
+                f"--width is {asked}; a member takes the whole mesh {group.config.mesh}, so give 1, or leave mesh out"
+            )
+        return measure(program, 1, shared)
     if asked is not None:
         if asked % least:
             raise UserError(f"--width is {asked}; the mesh has {least} devices, so give a multiple of {least}")

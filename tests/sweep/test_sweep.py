@@ -338,6 +338,33 @@ def test_spread_over_devices_members_do_not_talk(sweep, base, run_python, tmp_pa
     np.testing.assert_allclose(told["metrics"], [line["metric"] for line in here.lines], rtol=2e-4)
 
 
+WHOLE = """
+import dataclasses, json, sys
+from research.core import config as C
+from research.core.errors import UserError
+from research.sweep import Sweep
+from research.train.config import Config
+
+base = dataclasses.replace(C.set_values(Config(), json.loads(sys.argv[1]), "base"), mesh="fsdp=2,tensor=2")
+asked = Sweep(base=base, space={"optimizer.learning_rate": [0.001, 0.002]}, out=sys.argv[2])
+said = ""
+try:
+    dataclasses.replace(asked, width=4, out=sys.argv[2] + "-wide").run(lambda line: None)
+except UserError as error:
+    said = str(error)
+print(json.dumps({"said": said, "metrics": [line["metric"] for line in asked.run(lambda line: None).lines]}))
+"""
+
+
+def test_on_a_mesh_of_other_axes_members_take_all_of_it_in_turn(sweep, base, run_python, tmp_path):
+    told = json.loads(
+        run_python(WHOLE, json.dumps(C.to_dict(base)), str(tmp_path / "whole"), devices=4).splitlines()[-1]
+    )
+    assert "takes the whole mesh fsdp=2,tensor=2" in told["said"]
+    here = sweep({RATE: [0.001, 0.002]}).run()
+    np.testing.assert_allclose(told["metrics"], [line["metric"] for line in here.lines], rtol=2e-4)
+
+
 def test_a_member_tells_of_its_loss():
     trial = Trial(0, {}, T.Config())
     member = Member(trial, program=None, step=3)  # pyright: ignore[reportArgumentType]
