@@ -66,7 +66,7 @@ def make_mesh(text: str = "auto", devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices`, or all of all hosts. Slices (or nodes of GPUs, whose devices say which they are on) differ along the first of
     `data`, `stage` and `fsdp` that their number divides. Raises UserError where none is."""
     devices = jax.devices() if devices is None else devices
-    slices = len({getattr(device, "slice_index", None) for device in devices})
+    slices = len({node_of(device) for device in devices})
     asked = parse_mesh(text, len(devices), slices)
     sizes = {axis: asked[axis] for axis in MESH_AXES if axis in asked}
     shape, outer = list(sizes.values()), [1] * len(sizes)
@@ -79,10 +79,22 @@ def make_mesh(text: str = "auto", devices: Sequence[Any] | None = None) -> Mesh:
         place = list(sizes).index(across)
         shape[place], outer[place] = shape[place] // slices, slices
     if slices > 1:
-        laid = mesh_utils.create_hybrid_device_mesh(shape, outer, devices, allow_split_physical_axes=True)
+        laid = mesh_utils.create_hybrid_device_mesh(
+            shape, outer, devices, process_is_granule=_is_planned_gpu(devices[0]), allow_split_physical_axes=True
+        )
     else:
         laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(laid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def node_of(device: Any) -> int | None:
+    """Which slice of TPUs, or node of GPUs, a device is on; None where it does not say, as CPUs."""
+    return device.process_index if _is_planned_gpu(device) else getattr(device, "slice_index", None)
+
+
+def _is_planned_gpu(device: Any) -> bool:
+    """Whether a device is a GPU of a topology that is elsewhere: such a one names its node by its process alone."""
+    return device.platform in ("cuda", "gpu", "rocm") and jax.default_backend() == "cpu"
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | Any, rules=RULES) -> PartitionSpec:

@@ -179,7 +179,7 @@ def smallest_change(made: Plan, target: aot.Target, fast: bool, say: Callable[[s
 def nodes(program: Program, topology: Topology) -> np.ndarray:
     """Which slice or node each device of the mesh is on."""
     count = program.mesh.size
-    slices = [getattr(device, "slice_index", None) for device in program.mesh.devices.reshape(-1)]
+    slices = [sharding.node_of(device) for device in program.mesh.devices.reshape(-1)]
     if all(index is not None for index in slices):
         return np.array(slices)
     return np.arange(count) * topology.slices // count

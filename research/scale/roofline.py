@@ -122,7 +122,10 @@ def message_seconds(one: Collective, chip: Chip, node: np.ndarray, program: Any)
     if chip.link is None:
         return 0.0
     if traffic.crosses(one, node):
-        return one.executed * sent / ((chip.network or chip.link) * REACHED["network"])
+        # the members on one node share what leaves it, each over a network card of its own
+        together = one.groups.shape[1] / len(set(node[one.groups[0]].tolist()))
+        between = sent / together / ((chip.network or chip.link) * REACHED["network"])
+        return one.executed * max(between, sent / (chip.link * REACHED["link"]) if together > 1 else 0.0)
     return one.executed * sent / (chip.link * share_of_links(one, chip, program) * REACHED["link"])
 
 

@@ -140,7 +140,14 @@ def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, tokens
     )
     share = 1.0 if chip.dimensions == 0 or tensor == 1 else (chip.dimensions - 1) / chip.dimensions
     a_pass = P.count(transformer.specs(model)) / tensor * (1 if plan is None else plan.turns / (stage * plan.rounds))
-    weights = 3 * config.micro_batches * 2 * a_pass * (1 - 1 / fsdp) / (network if across == "fsdp" else link * share)
+    weights = (
+        3
+        * config.micro_batches
+        * 2
+        * a_pass
+        * (1 - 1 / fsdp)
+        / (min(network * fsdp / slices, link) if across == "fsdp" else link * share)
+    )
     replicas = 2 * 4 * P.count(transformer.specs(model)) * data / devices if data > 1 else 0.0
     weights += replicas / (network if across == "data" else link)
     again = 1 + (1 if model.remat == "full" else 0)

@@ -1,5 +1,7 @@
 """The table from logical to mesh axes. What it does on many devices is in tests/model/test_devices.py."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,3 +177,12 @@ def test_gathered_matrices_take_the_compute_dtype_and_vectors_keep_theirs():
     used = sharding.gather({"w": jnp.ones((4, 2)), "scale": jnp.full((4,), 1.001)}, specs, jnp.dtype("bfloat16"))
     assert used["w"].dtype == jnp.bfloat16
     assert used["scale"].dtype == jnp.float32 and float(used["scale"][0]) == np.float32(1.001)
+
+
+def test_a_planned_gpu_is_on_the_node_of_its_process():
+    gpu, tpu = (
+        SimpleNamespace(platform="cuda", slice_index=0, process_index=3),
+        SimpleNamespace(platform="tpu", slice_index=1, process_index=3),
+    )
+    assert sharding.node_of(gpu) == 3 and sharding.node_of(tpu) == 1
+    assert sharding.node_of(jax.devices()[0]) is None

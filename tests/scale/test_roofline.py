@@ -56,7 +56,9 @@ def test_a_message_takes_what_leaves_a_device_over_its_links(kind, bytes, sent):
     found = roofline.message_seconds(one, chip, np.zeros(8, int), program(fsdp=8))
     assert found == pytest.approx(3 * sent / (450e9 * roofline.REACHED["link"]))
     across = roofline.message_seconds(one, chip, np.arange(8) // 4, program(fsdp=8))
-    assert across == pytest.approx(3 * sent / (50e9 * roofline.REACHED["network"]))
+    assert across == pytest.approx(3 * sent / 4 / (50e9 * roofline.REACHED["network"])), "four cards a node"
+    alone = roofline.message_seconds(one, chip, np.arange(8), program(fsdp=8))
+    assert alone == pytest.approx(3 * sent / (50e9 * roofline.REACHED["network"]))
 
 
 def test_recomputation_costs_its_passes_and_saves_its_bytes():
