@@ -13,6 +13,7 @@ import jax
 
 from research.bench import ours, shapes
 from research.bench.rows import aligned
+from research.bench.train import OPTIMIZER
 from research.core import config as C
 from research.core.errors import UserError
 from research.scale import aot, roofline, search
@@ -66,8 +67,7 @@ def measure(shape: shapes.Shape, rounds: int) -> list[dict[str, Any]]:
 
 def _side(shape: shapes.Shape, policy: str) -> tuple[Any, int, float]:
     """(a function that does so many steps, bytes at the step's peak, bytes that are kept by arithmetic)."""
-    settings = {"learning_rate": 3e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip_norm": 1.0}
-    program = ours.one_device_program(shape, settings)
+    program = ours.one_device_program(shape, OPTIMIZER)
     model = dataclasses.replace(program.model, remat=policy, unroll=1)  # a loop over the layers, as of large models
     program = Program(
         dataclasses.replace(program.config, model=model), program.corpus, model, program.mesh, program.hypers

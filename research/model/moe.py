@@ -12,7 +12,6 @@ spread over devices and `ragged` otherwise, which on a CPU is faster even where 
 blocks on a CPU), and its gradient under vmap is not implemented.
 """
 
-import math
 from fractions import Fraction
 from typing import Any
 
@@ -172,9 +171,8 @@ def losses(load: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def _every_expert(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Every expert on every token, weighed by the gates: 0 for most."""
     weights_BTE = jnp.einsum("BTJ,BTJE->BTE", routing.gates_BTJ, routing.chosen_BTJE).astype(x_BTD.dtype)
-    x_BTD = sharding.constrain(
-        x_BTD, "dealt", "sequence", None
-    )  # each device has some experts, which see the rows of all that have others
+    # each device has some experts, which see the rows of all that have others
+    x_BTD = sharding.constrain(x_BTD, "dealt", "sequence", None)
     inner = [jnp.einsum("BTD,EDF->BTEF", x_BTD, w_EDF) for w_EDF in (p[name] for name in mlp.inner_names(config))]
     h_BTEF = _activated(inner, config)
     h_BTEF = sharding.constrain(h_BTEF * weights_BTE[..., None], "dealt", "sequence", "experts", "mlp")
@@ -190,9 +188,8 @@ def _queues(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     deal_BTEC = jnp.einsum("BTJE,BTJC->BTEC", chosen_BTJE, place_BTJC).astype(dtype)
     collect_BTEC = jnp.einsum("BTJ,BTJE,BTJC->BTEC", gates_BTJ, chosen_BTJE, place_BTJC).astype(dtype)
     x_EBCD = sharding.constrain(jnp.einsum("BTEC,BTD->EBCD", deal_BTEC, x_BTD), None, "batch", None, None)
-    x_EBCD = sharding.constrain(
-        x_EBCD, "experts", "dealt", None, None
-    )  # all to all: from the devices of the rows to those of the experts
+    # all to all: from the devices of the rows to those of the experts
+    x_EBCD = sharding.constrain(x_EBCD, "experts", "dealt", None, None)
     h_EBCF = _activated([_each(x_EBCD, p[name]) for name in mlp.inner_names(config)], config)
     h_EBCF = sharding.constrain(h_EBCF, "experts", "dealt", None, "mlp")
     y_EBCD = sharding.constrain(_each(h_EBCF, p["out"]), "experts", "dealt", None, None)
@@ -212,7 +209,7 @@ def _activated(inner: list[jax.Array], config: ModelConfig) -> jax.Array:
 
 def _ragged(p: P.Tree, x_BTD, routing: Routing, config: ModelConfig):
     """Blocks of rows that share an expert. Rows that lie on different devices are laid out apart, each device's own among themselves."""
-    shards = math.prod(sharding.axis_size(axis) for axis in sharding.rules()["batch"])
+    shards = sharding.spread(sharding.axis_sizes(), "batch", sharding.rules())
     if shards == 1 or x_BTD.shape[0] % shards:
         return _blocks(p, x_BTD, routing, config)
 

@@ -91,7 +91,7 @@ def check(config: ModelConfig, sizes: dict[str, int], rows: int) -> None:
         )
 
 
-def run(layers: Callable, params: P.Tree, indices_R, x_BTD, context: Any, key, plan: Schedule, at_once: bool):
+def run(layers: Callable, params: P.Tree, indices_R, x_BTD, context: Any, key, plan: Schedule, *, at_once: bool):
     """`(x_BTD, load)` after all repeats. `layers(params, indices, x, context, key, pick)` applies a stretch, whose leaves are (L, C, ...), of
     which `pick` takes a round's; it returns `(x, taps, load)`. `load` comes out as means over the microbatches, (R, ...); there are no taps.
     `at_once`: weights are gathered before the turns and not in each, where there is one round."""
@@ -107,11 +107,8 @@ def run(layers: Callable, params: P.Tree, indices_R, x_BTD, context: Any, key, p
 
     def of_a_stage(params, indices, queue_WSbTD, context, key):
         """What one stage does: leaves are its own consecutive repeats, and its places in the queue."""
-        s, (held, numbers), queue_WbTD = (
-            jax.lax.axis_index(AXIS),
-            jax.tree.map(lambda w: _stretches(w, plan), (params, indices)),
-            queue_WSbTD[:, 0],
-        )
+        s, queue_WbTD = jax.lax.axis_index(AXIS), queue_WSbTD[:, 0]
+        held, numbers = jax.tree.map(lambda w: _stretches(w, plan), (params, indices))
 
         def hand_on(done_bTD, queue_WbTD, t):
             """The next rows, and the queue: where a wave enters, stage 0 takes the next microbatch, and what the last stage is done with, of the wave

@@ -200,12 +200,14 @@ def _decoder(p, x_BTD, config: ModelConfig, context: block.Context, key):
     first, records, losses = 0, [], []
     for s, (slots, repeats) in enumerate(config.segments):
         indices = first + len(slots) * jnp.arange(repeats)
-        layers = functools.partial(_repeats, config=config, slots=slots)
         plan = None if s or context.taps else pipeline.schedule(config, sharding.axis_sizes(), len(x_BTD))
         if plan is not None:
-            x_BTD, load = pipeline.run(layers, p[str(s)], indices, x_BTD, context, key, plan, config.remat == "none")
+            # a loop: libtpu 0.0.42 aborts on an attention kernel in unrolled layers of a stage
+            looped = functools.partial(_repeats, config=dataclasses.replace(config, unroll=1), slots=slots)
+            at_once = config.remat == "none"
+            x_BTD, load = pipeline.run(looped, p[str(s)], indices, x_BTD, context, key, plan, at_once=at_once)
         else:
-            x_BTD, seen, load = layers(p[str(s)], indices, x_BTD, context, key)
+            x_BTD, seen, load = _repeats(p[str(s)], indices, x_BTD, context, key, config=config, slots=slots)
             records.append({name: tap.reshape(-1, *tap.shape[2:]) for name, tap in seen.items()})
         losses.append({name: jnp.sum(x) for name, x in moe.losses(load).items()} if load else {})
         first += len(slots) * repeats

@@ -4,7 +4,7 @@
     Slices     several, by its queued resources
     Instance   the chips of one host, by Compute Engine
 
-Facts about options, machine types and images: docs.cloud.google.com, read 2026-11.
+Options, machine types and images are those of Google's documents and of scripts that others have published, read 2026-11; none was tried on a cloud.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ def machine(name: str, asked: Any, there: Topology) -> "Machine":
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class Machine(ABC):
     """A machine by its name, and the gcloud commands of its life. `READY_STATE` is its state when it is there, `GONE` are those in which it has to be
     made anew, "" among them: it is not known."""
 
@@ -86,25 +87,25 @@ class Machine:
         place = [f"--zone={self.asked.zone}", *([f"--project={self.asked.project}"] if self.asked.project else [])]
         return ["gcloud", *(["alpha"] if alpha else []), "compute", *words, *place]
 
+    @abstractmethod
     def create(self) -> list[str]:
         """Asks for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ssh(self, command: str, first: bool = False) -> list[str]:
         """Runs a command on all its workers, or on the first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scp(self, file: Path, to: str) -> list[str]:
         """Copies a file to all its workers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> list[str]:
         """Asks what state it is in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delete(self) -> list[str]:
         """Gives it back."""
-        raise NotImplementedError
 
     def seen(self, execute: Execute) -> str:
         """The state that it is in; empty where there is none."""

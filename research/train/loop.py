@@ -198,10 +198,8 @@ class Loop:
             self.skipped_in_a_row, self.progress.train_loss = int(metrics["skipped_in_a_row"]), float(metrics["loss"])
             self.watchdog.alive()
             if self.skipped_in_a_row:
-                what, rows = (
-                    self.program.name_bad_leaf(int(metrics["bad_leaf"])),
-                    self.program.name_bad_rows(self.state, step),
-                )
+                what = self.program.name_bad_leaf(int(metrics["bad_leaf"]))
+                rows = self.program.name_bad_rows(self.state, step)
                 self.console.say(
                     f"step {step}: {what} is not finite; the update is skipped ({self.skipped_in_a_row} in a row); not finite: {rows}"
                 )

@@ -1,5 +1,7 @@
 """What is sent along each axis: read from groups of devices, and theory by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -34,8 +36,6 @@ def test_a_group_of_several_nodes_uses_the_network():
 
 
 def theory(remat="full", micro_batches=1, model=MODEL, batch=16, **sizes):
-    import dataclasses
-
     model = dataclasses.replace(model, remat=remat)
     return traffic.theory(Config(model=model, batch_size=batch, micro_batches=micro_batches), model, sizes, 2)
 
