@@ -210,11 +210,12 @@ def kinds_of_bytes(program: Program, compiled: aot.Compiled) -> dict[str, float]
 def saved(program: Program) -> float:
     """Bytes of a device that the forward pass of one micro-batch keeps of the layers."""
     config, mesh = program.config, dict(program.mesh.shape)
-    size = 4 if program.mesh.devices.flat[0].platform == "cpu" and program.model.dtype == "auto" else 2
     rows = config.batch_size / config.micro_batches / sharding.batch_shards(program.mesh)
     tokens = rows * config.row_tokens / mesh.get("sequence", 1)
     turns = traffic.turns_a_microbatch(traffic.schedule(config, mesh))
-    return turns * roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * size / 2
+    return (
+        turns * roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * traffic.computed_bytes(program) / 2
+    )
 
 
 def table(program: Program) -> list[tuple[str, str, str, str, int]]:

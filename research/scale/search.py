@@ -119,11 +119,11 @@ def estimate(config: C.Config, topology: Topology) -> Choice:
     layer = 2 * tokens * (4 * model.width + (3 * model.F + 4 * model.heads * model.H) / tensor) + 2 * weights
     tile = tokens if config.task.head_tile is None else min(tokens, config.task.head_tile)
     head = tile * model.V / tensor * 6 + 2 * 2 * model.V * model.width / tensor
-    seconds = math.inf if chip is None else analytic_seconds(config, sizes, chip, tokens, topology.slices)
+    seconds = math.inf if chip is None else analytic_seconds(config, sizes, chip, topology.slices)
     return Choice(config, held + kept + max(layer, head), seconds)
 
 
-def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, tokens: float, slices: int) -> float:
+def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, slices: int) -> float:
     """Seconds of a step by the roofline, messages by theory."""
     model, devices, reached = config.model, math.prod(sizes.values()), roofline.REACHED
     done, plan = roofline.work(config, model, devices), traffic.schedule(config, sizes)
@@ -131,34 +131,18 @@ def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, tokens
     computing += roofline.waiting(computing, done, plan)
     if chip.link is None:
         return computing
-    tensor, fsdp, data, stage = (sizes.get(axis, 1) for axis in ("tensor", "fsdp", "data", "stage"))
     link, network = chip.link * reached["link"], (chip.network or chip.link) * reached["network"]
-    across = (
-        next((axis for axis in ("data", "stage", "fsdp") if sizes.get(axis, 1) % slices == 0), None)
-        if slices > 1
-        else None
-    )
-    share = 1.0 if chip.dimensions == 0 or tensor == 1 else (chip.dimensions - 1) / chip.dimensions
-    a_pass = P.count(transformer.specs(model)) / tensor * (1 if plan is None else plan.turns / (stage * plan.rounds))
-    weights = (
-        3
-        * config.micro_batches
-        * 2
-        * a_pass
-        * (1 - 1 / fsdp)
-        / (min(network * fsdp / slices, link) if across == "fsdp" else link * share)
-    )
-    replicas = 2 * 4 * P.count(transformer.specs(model)) * data / devices if data > 1 else 0.0
-    weights += replicas / (network if across == "data" else link)
-    again = 1 + (1 if model.remat == "full" else 0)
-    activations = config.micro_batches * model.layers * (4 + 4 * again) * tokens * model.width * 2 * (1 - 1 / tensor)
-    activations /= link / max(1, chip.dimensions)
-    if plan is not None:  # rows to the next stage and up in the queue, forward and back
-        handed = 4 * plan.turns * tokens * stage / plan.microbatches * model.width * 2 / tensor
-        activations += (
-            config.micro_batches * handed / (network if across == "stage" else link / max(1, chip.dimensions))
-        )
-    return max(computing, weights) + reached["waited"] * activations
+    across = next((axis for axis in ("data", "stage", "fsdp") if slices > 1 and sizes.get(axis, 1) % slices == 0), None)
+    share = 1.0 if chip.dimensions == 0 or sizes.get("tensor", 1) == 1 else (chip.dimensions - 1) / chip.dimensions
+
+    def seconds(axis: str, size: float) -> float:
+        if axis == across:  # members on one slice or node share what leaves it
+            return size / min(network * sizes[axis] / slices, link)
+        return size / (link / max(1, chip.dimensions) if axis in roofline.WAITED_FOR else link * share)
+
+    sent = {axis: seconds(axis, size) for axis, size in traffic.theory(config, model, sizes, 2).items()}
+    waited = sum(took for axis, took in sent.items() if axis in roofline.WAITED_FOR)
+    return max(computing, sum(sent.values()) - waited) + reached["waited"] * waited
 
 
 def changes(config: C.Config, topology: Topology, limit: float) -> list[tuple[str, C.Config, Topology]]:

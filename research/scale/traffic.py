@@ -55,16 +55,21 @@ def measured(collectives: list[Collective], program: Any, node: np.ndarray) -> l
         entry = found[axes(one, program.mesh), crosses(one, node)]
         entry[0] += one.executed
         entry[1] += one.executed * sent(one)
-    cpu = program.mesh.devices.flat[0].platform == "cpu"
-    expected = theory(
-        program.config, program.model, dict(program.mesh.shape), 4 if cpu and program.model.dtype == "auto" else 2
-    )
+    expected = theory(program.config, program.model, dict(program.mesh.shape), computed_bytes(program))
     made = [
         Traffic(along, int(executed), size, expected.get(along[0]) if len(along) == 1 else None, network)
         for (along, network), (executed, size) in found.items()
         if along
     ]
     return sorted(made, key=lambda one: -one.sent)
+
+
+def computed_bytes(program: Any) -> int:
+    """Bytes of a number as a program computes with it: what it sends, and keeps for the gradient."""
+    device = program.mesh.devices.flat[0]
+    return {"float32": 4, "float64": 8}.get(
+        program.model.dtype, 4 if device.platform == "cpu" and program.model.dtype == "auto" else 2
+    )
 
 
 def schedule(config: C.Config, sizes: dict[str, int]) -> pipeline.Schedule | None:
