@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """`research bench remat [options]`: prints a table, and with `--json` one JSON object on the last line."""
     arguments: Arguments = C.parse(Arguments(), argv, "research bench remat", main.__doc__ or "")
     on_cpu = jax.default_backend() == "cpu"
-    shape = shapes.parse(arguments.shape or ("12x256x4x512x8x512" if on_cpu else "gpt2-medium"))
+    shape = shapes.parse(arguments.shape or ("12x256x4x512x8x512" if on_cpu else "gpt2-medium"), "--shape")
     if shape.batch_size < 1:
         raise UserError(f"--shape {arguments.shape} has no batch; give one with a batch of at least 1")
     result = {"shape": str(shape), "device": ours.about()["kind"], "rows": measure(shape, arguments.rounds)}

@@ -45,7 +45,7 @@ ON_CPU = ("small", "medium", "gpt2")
 ON_ACCELERATOR = ("gpt2-largest-batch", "gpt2-medium", "gpt2-xl")
 
 
-def parse(text: str) -> Shape:
+def parse(text: str, option: str = "--shapes") -> Shape:
     """The shape of a name, or of six numbers `4x128x4x64x12x65`. Raises UserError for anything else."""
     if text in NAMED:
         return NAMED[text]
@@ -56,10 +56,10 @@ def parse(text: str) -> Shape:
             if near
             else f"; expected one of {', '.join(NAMED)}, or {FORM} as in 4x128x4x64x12x65"
         )
-        raise UserError(f"--shapes: there is no shape {text!r}{hint}")
+        raise UserError(f"{option}: there is no shape {text!r}{hint}")
     shape = Shape(*map(int, text.split("x")))
     if min(shape.layers, shape.width, shape.heads, shape.context) < 1 or shape.vocabulary < 2:
-        raise UserError(f"--shapes: {text} has a size of 0, or a vocabulary below 2; expected {FORM}")
+        raise UserError(f"{option}: {text} has a size of 0, or a vocabulary below 2; expected {FORM}")
     if shape.width % shape.heads:
-        raise UserError(f"--shapes: {text} has {shape.heads} heads, which do not divide its width {shape.width}")
+        raise UserError(f"{option}: {text} has {shape.heads} heads, which do not divide its width {shape.width}")
     return shape

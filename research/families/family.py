@@ -10,7 +10,17 @@ from research.model.config import ModelConfig
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What a config says besides what the model computes: how it is trained, run or labelled.
-NOT_ARCHITECTURE = ("dropout", "init", "dtype", "attention", "unroll", "remat", "family")
+NOT_ARCHITECTURE = (
+    "dropout",
+    "init",
+    "dtype",
+    "attention",
+    "unroll",
+    "remat",
+    "pipeline_rounds",
+    "pipeline_microbatches",
+    "family",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,8 +57,10 @@ def target(topology: Topology) -> Target:
         from jax.experimental import topologies
 
         os.environ.update(WITHOUT_TPU)
-        slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.shape, **slices)
+        options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+        if topology.chips == 1:  # a host of its own, where it would be taken for a part of one of four
+            options["chips_per_host_bounds"] = [1, 1, 1]
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.shape, **options)
         return Target(topology, list(found.devices), True)
     if topology.platform == "gpu" and (plugin := _cuda_plugin()):
         from jax.experimental import topologies

@@ -31,7 +31,9 @@ class Arguments:
     command: str = "research train quickstart"
     zone: str | None = None  # tpu: the zone, as us-west4-a
     project: str | None = None  # tpu: the project; None: gcloud's own
-    how: Literal["on-demand", "spot", "queued", "flex-start"] = "spot"  # tpu: how the slice is asked for
+    how: Literal["on-demand", "spot", "queued", "flex-start"] = (
+        "spot"  # tpu: how the slice is asked for; sky: whether spot
+    )
     through: Literal["cloud-tpu", "compute-engine"] = "cloud-tpu"  # tpu: which of Google's services makes it
     hours: int = 24  # tpu, flex-start: the longest that it may run; slurm: the time limit
     source: str = "."  # the working tree that is copied
@@ -45,9 +47,7 @@ class Arguments:
         if self.run and self.dry_run:
             raise UserError("--run and --dry-run exclude each other; give one")
         if not self.command.strip():
-            raise UserError(
-                "--command is empty; give what is to run, as 'research train quickstart --run-dir gs://...'"
-            )
+            raise UserError("--command is empty; give what is to run, as 'research train quickstart'")
         if self.hours < 1:
             raise UserError(f"--hours is {self.hours}; expected a whole number of at least 1")
 
@@ -77,14 +77,21 @@ def tpu(argv: Sequence[str]) -> int:
 
 def sky(argv: Sequence[str]) -> int:
     """NAME --topology v5e-16|h100x8 --command CMD: a task for SkyPilot"""
-    name, asked = _parsed(argv, "sky")
+    name, asked = _written_only(argv, "sky")
     return _written(sky_task(name, asked, topology(asked.topology)), asked.out)
 
 
 def slurm(argv: Sequence[str]) -> int:
     """NAME --topology h100x64 --command CMD: a script for sbatch"""
-    name, asked = _parsed(argv, "slurm")
+    name, asked = _written_only(argv, "slurm")
     return _written(slurm_script(name, asked, topology(asked.topology)), asked.out)
+
+
+def _written_only(argv: Sequence[str], kind: str) -> tuple[str, Arguments]:
+    name, asked = _parsed(argv, kind)
+    if asked.run or asked.delete:
+        raise UserError(f"launch {kind} writes a file and starts nothing; --run and --delete are launch tpu's")
+    return name, asked
 
 
 def _parsed(argv: Sequence[str], kind: str) -> tuple[str, Arguments]:
@@ -137,7 +144,7 @@ def slurm_script(name: str, asked: Arguments, there: Topology) -> str:
 #SBATCH --requeue
 #SBATCH --output={name}-%j.log
 cd {shlex.quote(asked.source)}
-srun {machines.distributed(asked.command)}
+srun bash -c {shlex.quote(machines.distributed(asked.command))}
 code=$?
 if [ $code -eq 143 ] || [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit $code

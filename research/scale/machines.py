@@ -8,6 +8,7 @@ Options, machine types and images are those of Google's documents and of scripts
 """
 
 import dataclasses
+import re
 import shlex
 import subprocess
 import tempfile
@@ -37,8 +38,14 @@ Execute = Callable[[Sequence[str]], tuple[int, str]]
 
 
 def distributed(command: str) -> str:
-    """The command, told that it is one of several processes."""
-    return command if "--distributed" in command.split() else f"{command} --distributed"
+    """The command, told that it is one of several processes: what trains among several. Raises UserError where that cannot be told."""
+    if "--distributed" in command.split():
+        return command
+    if not re.search(r"[&|;]", command):
+        return f"{command} --distributed"
+    if found := re.search(r"\bresearch train\b[^&|;]*", command):
+        return f"{command[: found.start()]}{found[0].rstrip()} --distributed {command[found.end() :]}".rstrip()
+    raise UserError(f"--command {command!r} has several commands; write --distributed behind the one that trains")
 
 
 def machine(name: str, asked: Any, there: Topology) -> "Machine":

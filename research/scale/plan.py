@@ -20,7 +20,7 @@ from research.scale import aot, hlo, roofline, search, traffic
 from research.scale.topology import Topology
 from research.train import config as C
 from research.train import experiments, start
-from research.train.program import Program, mesh_of, with_vocabulary
+from research.train.program import Program, check_single, mesh_of, with_vocabulary
 
 TRIED = 4  # ways to run that are compiled, of those that the search sorts first
 LONGEST = 8192  # tokens of a row that a preset is planned with, where its context is longer
@@ -95,6 +95,7 @@ def base(name: str, devices: int) -> C.Config:
 
 def program_for(config: C.Config, devices: list[Any]) -> Program:
     """The program of a config on some devices; data are read only where the vocabulary is the tokeniser's. Raises UserError where it does not fit."""
+    check_single(config)
     mesh = mesh_of(config, devices)
     config = known(config)
     return Program(config, None, config.model, mesh, C.hypers(config))  # type: ignore[arg-type]
@@ -133,7 +134,7 @@ def best(
     """(the plan of a config, what was tried). Where the mesh is `auto`, the fastest of the few ways to run that the search sorts first; what is
     `given` on the command line stays."""
     topology = target.topology
-    if config.mesh != "auto" or topology.devices == 1 or topology.chip is None:
+    if config.mesh != "auto" or topology.chip is None:
         return make(program_for(config, target.devices), target, fast), []
     fixed = frozenset(name for name in ("micro_batches", "model.remat") if name in given)
     tried, plans = [], []

@@ -56,12 +56,13 @@ def measured(collectives: list[Collective], program: Any, node: np.ndarray) -> l
         entry[0] += one.executed
         entry[1] += one.executed * sent(one)
     expected = theory(program.config, program.model, dict(program.mesh.shape), computed_bytes(program))
-    made = [
-        Traffic(along, int(executed), size, expected.get(along[0]) if len(along) == 1 else None, network)
-        for (along, network), (executed, size) in found.items()
-        if along
-    ]
-    return sorted(made, key=lambda one: -one.sent)
+    made = []
+    for (along, network), (executed, size) in sorted(found.items(), key=lambda entry: -entry[1][1]):
+        said = (
+            expected.pop(along[0], None) if len(along) == 1 else None
+        )  # of all that goes along an axis, beside the most of it
+        made.append(Traffic(along, int(executed), size, said, network))
+    return [one for one in made if one.axes]
 
 
 def computed_bytes(program: Any) -> int:

@@ -24,6 +24,7 @@ from research.train.config import Arguments, Config, Experiment, identity
 from research.train.console import Console, count, duration
 from research.train.follower import Follower
 from research.train.loop import Loop, Result, out_of_memory, summarise
+from research.train.program import check_single
 from research.train.report import write_report
 from research.train.rundir import RunDir
 from research.train.signals import Signals
@@ -52,6 +53,9 @@ def fit(
     trackers.require(config.trackers)
     host.keep_freed_memory()
     compile_cache.enable()
+    check_single(config)
+    if "://" in (config.run_dir or ""):
+        raise UserError(f"run_dir is {config.run_dir!r}; give a folder: a bucket can be mounted as one (docs/tpu.md)")
     built = start.program_of(config)
     config, corpus = built.config, built.corpus
     same = identity(config, data=corpus.source_fingerprint, tokenizer=corpus.tokenizer_fingerprint)

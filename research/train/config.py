@@ -42,7 +42,9 @@ class Config:
     seed: int = 0  # initial weights, dropout and order of the data
     data_seed: int | None = None  # order of the data; None: seed
     init_scale: float = 1.0  # multiplies every random initial value
-    mesh: str = "auto"  # auto: every device under fsdp; or data=2,fsdp=4
+    mesh: str = (
+        "auto"  # auto: every device under fsdp, slices under data (research plan: searched for); or data=2,fsdp=4
+    )
     zero: Literal[1, 3] = (
         3  # what is spread over fsdp: 3, parameters, gradients and the optimiser's state; 1, all but the parameters
     )

@@ -320,6 +320,12 @@ def check_axes(model: ModelConfig, sizes: dict[str, int]) -> None:
                 raise UserError(f"{said}; use a divisor, or leave {axis} out of --mesh")
 
 
+def check_single(config: C.Config) -> None:
+    """Raises UserError for the mesh of a sweep, on which a run alone would be as many copies of itself."""
+    if "member" in config.mesh:
+        raise UserError(f"mesh {config.mesh!r}: member is for the members of a sweep; use another axis for a run alone")
+
+
 def mesh_of(config: C.Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh of a config over some devices, or those that are here. Raises UserError where its rows, their length or its layers cannot be split."""
     mesh, rows = sharding.make_mesh(config.mesh, devices), config.batch_size // config.micro_batches

@@ -110,6 +110,13 @@ def test_every_way_to_ask_for_a_slice(how, expected):
     assert ("queued-resources" in one.delete()) == (how in ("queued", "flex-start"))
 
 
+def test_what_trains_among_several_commands_is_told_of_the_others():
+    found = machines.distributed("mkdir -p a && research train 'a b.py' --steps 3 && echo done")
+    assert found == "mkdir -p a && research train 'a b.py' --steps 3 --distributed && echo done"
+    assert machines.distributed("mkdir a; research train b") == "mkdir a; research train b --distributed"
+    assert machines.distributed("a --distributed && b") == "a --distributed && b"
+
+
 def test_several_slices_are_one_queued_resource():
     words = launch.Arguments(how="spot", zone="z")
     one = machines.machine("a", words, topology("v5e-16x2"))
@@ -234,6 +241,9 @@ def test_a_queue_is_waited_for():
         (["tpu", "a", *ZONE, "--command", " "], "--command is empty"),
         (["slurm", "a", "--topology", "v5e-16"], "is for GPUs"),
         (["sky", "a", "--topology", "cpu-8"], "rents TPUs and GPUs"),
+        (["slurm", "a", "--topology", "h100x8", "--run"], "starts nothing"),
+        (["sky", "a", "--delete"], "starts nothing"),
+        (["tpu", "a", *ZONE, "--command", "python a.py && echo done"], "write --distributed behind"),
         (["moon", "a"], "tpu, sky, slurm"),
     ],
 )
@@ -265,5 +275,5 @@ def test_a_script_for_slurm(call_verb):
         "launch", "slurm", "mine", "--topology", "h200x64", "--hours", "3", "--command", "research train a.py"
     )
     assert code == 0 and "#SBATCH --nodes=8" in out and "--gpus-per-node=8" in out and "--time=3:00:00" in out
-    assert "srun research train a.py --distributed" in out and "requeue" in out
+    assert "srun bash -c 'research train a.py --distributed'" in out and "requeue" in out
     assert subprocess.run(["bash", "-n"], input=out, text=True, check=False).returncode == 0

@@ -154,9 +154,20 @@ def test_for_tpus_no_gradient_is_reduced_whole_and_no_activation_at_all(run_pyth
     assert found["collectives"]["all-reduce"]["bytes"] < smallest, found["collectives"]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra plan-tpu is not installed")
+@pytest.mark.parametrize(("there", "words"), [("v5e-4", ["--mesh", "stage=2,fsdp=2"]), ("v5e-1", [])])
+def test_small_steps_compile_for_tpus(there, words, run_python):
+    """Stages whose layers the config unrolls, and a host of one chip."""
+    found = json.loads(
+        run_python(PLAN.replace("cpu-8", there), json.dumps(["--batch", "8", "--fast", *words])).splitlines()[-1]
+    )
+    assert found["compiled_for"] == "chip" and found["fits"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["gpt2", "--topology", "cpu-1", "--mesh", "member=1"], "for the members of a sweep"),
         (["gpt2", "--topology", "v5e-17"], "there is no topology 'v5e-17'; did you mean"),
         (["gpt3", "--topology", "cpu-1"], "there is no experiment 'gpt3' .* did you mean .*gpt3-"),
         (["gpt2", "--topology", "cpu-1", "--mesh", "fsdp=2"], "has 2 devices, but 1 are here"),

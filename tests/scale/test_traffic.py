@@ -1,6 +1,7 @@
 """What is sent along each axis: read from groups of devices, and theory by hand."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,16 @@ def test_axes_are_those_along_which_a_group_differs(groups, axes):
 def test_a_group_of_several_nodes_uses_the_network():
     one = Collective("all-gather", 1, 8, np.array([[0, 2], [1, 3]]))
     assert traffic.crosses(one, np.array([0, 0, 1, 1])) and not traffic.crosses(one, np.array([0, 1, 0, 1]))
+
+
+def test_theory_of_an_axis_stands_once_beside_the_most_of_what_goes_along_it():
+    groups = np.array([[0, 1]]), np.array([[0, 2]])
+    mesh = SimpleNamespace(shape={"fsdp": 4}, devices=np.array([SimpleNamespace(platform="tpu")] * 4))
+    program = SimpleNamespace(mesh=mesh, config=Config(model=MODEL, batch_size=16), model=MODEL)
+    found = traffic.measured(
+        [Collective("all-gather", 1, 8 * (i + 1), g) for i, g in enumerate(groups)], program, np.array([0, 0, 1, 1])
+    )
+    assert [(one.network, one.theory is None) for one in found] == [(True, False), (False, True)]
 
 
 def theory(remat="full", micro_batches=1, model=MODEL, batch=16, **sizes):

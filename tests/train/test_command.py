@@ -428,3 +428,13 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused(options, sizes, messag
         program.check_axes(
             ModelConfig(**{"width": 64, "heads": 8 if "heads" not in options else 4, "head_size": 8, **options}), sizes
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"mesh": "member=1"}, "members of a sweep"), ({"run_dir": "gs://a/b"}, "give a folder")]
+)
+def test_what_no_run_alone_can_have_is_refused(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        train.fit(train.Config(**options))
+    assert not list(tmp_path.iterdir())
