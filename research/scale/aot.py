@@ -127,4 +127,4 @@ def peak_bytes(compiled: Any, cpu: bool) -> int:
     """Bytes that a compiled program takes of a device at its peak. A CPU's compiler leaves temporaries out of what it calls the peak."""
     memory = compiled.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return max(memory.peak_memory_in_bytes, kept + memory.temp_size_in_bytes) if cpu else memory.peak_memory_in_bytes
+    return kept + memory.temp_size_in_bytes if cpu else memory.peak_memory_in_bytes

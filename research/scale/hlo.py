@@ -17,6 +17,7 @@ BYTES = {
     "f8e5m2": 1,
 }  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # devices by sizes, and by the order of their dimensions
 BETWEEN_SLICES = "_xla_megascale_transfer_type"
 TRANSFERS = {name.upper().replace("-", "_"): name for name in KINDS}
 FUSED = "all-reduce-scatter"  # what libtpu calls a computation whose all-reduce keeps only the device's own share
@@ -238,22 +239,21 @@ def groups(rest: str, devices: int) -> np.ndarray:
         return np.array([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{(\d+,\d+)", found[1] + "}")])
     if found := re.search(r"replica_groups=\{\{(.*?)\}\}", rest):
         return np.array([[int(n) for n in group.split(",")] for group in found[1].split("},{")])
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        ids = np.arange(devices).reshape([int(n) for n in found[3].split(",")])
-        ids = ids.transpose([int(n) for n in found[4].split(",")]) if found[4] else ids
-        return ids.reshape(int(found[1]), int(found[2]))
-    if found := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:,? device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest
-    ):
+    if found := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={IOTA}", rest):
+        return _iota(found[3], found[4]).reshape(int(found[1]), int(found[2]))
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:,? device_ids=\({IOTA}\))?\s*\{{([^}}]*)\}}", rest):
         sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", found[1])}
         axes, along = list(sizes), [name for name in sizes if f"'{name}'" in found[4]]
-        ids = np.arange(math.prod(sizes.values()))
-        if found[2]:
-            ids = ids.reshape([int(n) for n in found[2].split(",")])
-            ids = ids.transpose([int(n) for n in found[3].split(",")]) if found[3] else ids
-        ids = ids.reshape(list(sizes.values()))
+        ids = _iota(found[2] or str(math.prod(sizes.values())), found[3]).reshape(list(sizes.values()))
         kept = [axes.index(name) for name in axes if name not in along]
         return ids.transpose([*kept, *(axes.index(name) for name in along)]).reshape(
             -1, math.prod(sizes[name] for name in along)
         )
     return np.arange(devices)[None]
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """The devices in order, (dims), their dimensions turned around."""
+    sizes = [int(n) for n in dims.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(n) for n in order.split(",")]) if order else ids
