@@ -16,7 +16,7 @@ from research.core import params as P
 from research.core.errors import UserError
 from research.data import tokenizer as tokenizers
 from research.data.encoding import byte_description
-from research.families import MODEL_TYPES, gpt2
+from research.families import FAMILIES, MODEL_TYPES, gpt2, preset
 from research.model import transformer
 from research.model.config import ModelConfig, MoEConfig, RopeConfig
 
@@ -334,3 +334,9 @@ def test_a_model_that_is_nowhere_says_how_to_get_it(hub):
         UserError, match=r"no such folder, and the hub cannot be reached .* `hf download someone/other --local-dir DIR`"
     ):
         hf.load("someone/other")
+
+
+def test_how_a_model_is_computed_is_no_part_of_what_is_published():
+    config = preset("gpt2")
+    other = dataclasses.replace(config, remat="full", unroll=3, pipeline_rounds=2, pipeline_microbatches=8)
+    assert FAMILIES["gpt2"].config_to_hf(other) == FAMILIES["gpt2"].config_to_hf(config)
