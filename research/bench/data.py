@@ -69,7 +69,7 @@ def measure(arguments: Arguments, shape: Shape) -> dict[str, Any]:
     from research.data.tokens import prepare
     from research.train import program
 
-    host.keep_freed_memory()
+    host.prepare()
     corpus = prepare(arguments.data, arguments.tokenizer, text_field=arguments.text_field)
     built = program.build(ours.config_of(shape, None, OPTIMIZER), corpus)
     shape = dataclasses.replace(shape, vocabulary=built.model.V)

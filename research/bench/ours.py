@@ -9,6 +9,7 @@ import itertools
 import json
 import platform
 import re
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,22 +65,26 @@ def _version(name: str) -> str | None:
 
 def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], float]]:
     """`(facts, run)` for one shape: see `worker.py`."""
-    host.keep_freed_memory()  # as training does
+    host.prepare()  # as training does
     shape = Shape(**{name: request[name] for name in Shape.__dataclass_fields__})
     program = one_device_program(shape, {name: request[name] for name in OPTIMIZER})
+    began = time.perf_counter()
+    compiled = program.compiled_step  # the same that `step` runs
+    compile_seconds = time.perf_counter() - began
     peak, source = _peak()
     batches = itertools.cycle([program.put_batch(program.batches(i)) for i in range(BATCHES)])
     facts = {
         "params": program.n_params,
+        "compile_seconds": compile_seconds,
         "flops_per_token": program.flops_per_token,
         "peak_flops": peak,
         "peak_source": source,
-        **planned(program),
+        **planned(program, compiled),
     }
     return facts, stepper(program, functools.partial(next, batches))
 
 
-def planned(program: Program) -> dict[str, float]:
+def planned(program: Program, compiled: Any) -> dict[str, float]:
     """What `research plan` says of the step: tokens/s and bytes at the peak. Nothing of a device without a published peak."""
     chip = chips.lookup(jax.devices()[0].device_kind)
     if chip is None:
@@ -87,7 +92,7 @@ def planned(program: Program) -> dict[str, float]:
     seconds = roofline.predict(program, chip, [], np.zeros(1, int)).seconds
     return {
         "planned_tokens_per_second": program.config.step_tokens / seconds,
-        "planned_bytes": aot.peak_bytes(program.compiled_step, cpu=False),
+        "planned_bytes": aot.peak_bytes(compiled, cpu=False),
     }
 
 

@@ -25,7 +25,7 @@ PROMPT_ROUNDS = 5
 
 def build(request: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[int], float]]:
     """`(facts, run)`: see `worker.py`. One step generates `new` tokens after every prompt of the batch, the prompts included."""
-    host.keep_freed_memory()
+    host.prepare()
     config = gpt2.config(request["layers"], request["width"], request["heads"], request["vocabulary"])
     specs, dtype = transformer.specs(config), dtypes.compute_dtype("auto", np.float32)
     model = Loaded(jax.jit(lambda: P.init(specs, jax.random.key(0), dtype))(), config, None)

@@ -20,13 +20,13 @@ from research.bench.process import Ask, Reply, Side, failed, started
 from research.bench.rows import OURS, Sample, doubts, expect, lines, rows_of
 from research.bench.shapes import Shape
 from research.core import config as C
+from research.core import host
 from research.core.errors import UserError
 
 FOLDER = Path(__file__).parent
 OPTIMIZER = {"learning_rate": 3e-4, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip_norm": 1.0}
 MODES = {"both": ("eager", "compiled"), "eager": ("eager",), "compiled": ("compiled",), "none": ()}
 FIRST_BATCH = 32  # where the search for the largest batch begins
-MEMORY_FRACTION = "0.92"  # of a GPU for our process, which has it alone; JAX's own default is 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,7 @@ def sides(arguments: Arguments) -> tuple[Side, list[Side]]:
 def our_environment() -> dict[str, str]:
     """The environment of our own sides: this very package, and most of a GPU's memory."""
     path = os.pathsep.join(filter(None, [str(Path(research.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    fraction = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_FRACTION)
-    return {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction}
+    return {"PYTHONPATH": path, host.FRACTION: os.environ.get(host.FRACTION, str(host.OF_A_GPU))}
 
 
 def measure(asked: Sequence[Shape], ours: Side, peers: Sequence[Side], rounds: int, seconds: float) -> dict[str, Any]:

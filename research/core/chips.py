@@ -8,6 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from research.core.host import OF_A_GPU
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -15,7 +17,8 @@ class Chip:
 
     `flops`: peak dense bfloat16 FLOP/s, without sparsity; `memory`: bytes; `bandwidth`: of the memory, bytes/s; `link`: bytes/s out of it to
     the chips of its slice or node, over all its links together; `network`: bytes/s out of it to others; `dimensions`: of the torus that the
-    links make, 0 for a switch; `usable`: bytes of the memory that a program may fill, where known.
+    links make, 0 for a switch; `usable`: bytes of the memory that a program may fill, where known; `sustained`: FLOP/s of large matrix products, of
+    a chip whose clock falls under them.
     """
 
     name: str
@@ -26,6 +29,12 @@ class Chip:
     network: float | None = None
     dimensions: int = 0
     usable: float | None = None
+    sustained: float | None = None
+
+    @property
+    def products(self) -> float:
+        """FLOP/s that matrix products could reach."""
+        return self.sustained or self.flops
 
     @property
     def room(self) -> float:
@@ -36,7 +45,8 @@ class Chip:
 # Google's figures: docs.cloud.google.com/tpu/docs, whose link bandwidths are of both directions, and networks in Gbit/s a chip or a pod (v5e, v5p and
 # v6e, and the peak and memory of tpu7x, read 2026-11; its bandwidths are as announced, to be checked before much is built on them). NVIDIA's: the
 # data sheets of A100 SXM, H100 SXM, H200 SXM, B200 (HGX) and L4, whose NVLink bandwidths are of both directions too; a network card of 400 Gbit/s a
-# GPU, as in DGX H100, of 200 for A100. `usable` is what libtpu 0.0.42 says of an allocation that does not fit (2026-11).
+# GPU, as in DGX H100, of 200 for A100. `usable` of TPUs is what libtpu 0.0.42 says of an allocation that does not fit (2026-11); of GPUs the share
+# that training takes of what CUDA says of the device (an H200's own words, 2026-11-27; of the others as OpenXLA's descriptions have it).
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -45,10 +55,10 @@ CHIPS = {
         Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, 6.25e9, 3, 95.74 * 2**30),
         Chip("TPU v6e", 918e12, 32e9, 1640e9, 400e9, 12.5e9, 2, 31.25 * 2**30),
         Chip("TPU7x", 1153.5e12, 96 * 2**30, 3690e9, 300e9, 6.25e9, 3, 94.75 * 2**30),
-        Chip("A100", 312e12, 80e9, 2039e9, 300e9, 25e9),
-        Chip("H100", 989e12, 80e9, 3350e9, 450e9, 50e9),
-        Chip("H200", 989e12, 141e9, 4800e9, 450e9, 50e9),
-        Chip("B200", 2250e12, 180e9, 7700e9, 900e9, 50e9),
+        Chip("A100", 312e12, 80e9, 2039e9, 300e9, 25e9, usable=OF_A_GPU * 85.100e9),
+        Chip("H100", 989e12, 80e9, 3350e9, 450e9, 50e9, usable=OF_A_GPU * 84.943e9, sustained=790e12),
+        Chip("H200", 989e12, 141e9, 4800e9, 450e9, 50e9, usable=OF_A_GPU * 150.110e9, sustained=790e12),
+        Chip("B200", 2250e12, 180e9, 7700e9, 900e9, 50e9, usable=OF_A_GPU * 191.514e9),
         Chip("L4", 121e12, 24e9, 300e9),
     )
 }
@@ -64,9 +74,12 @@ def lookup(device_kind: str) -> Chip | None:
     )  # an L40 is no L4
 
 
-def measured_matmul_flops(size: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of the best of several float32 `size x size` products on the default device: the stand-in peak of a CPU."""
-    return 2 * size**3 / _least_seconds(lambda a: a @ a, jnp.full((size, size), 0.5, jnp.float32), seconds)
+def measured_matmul_flops(size: int = 1024, seconds: float = 0.3, dtype: str = "float32") -> float:
+    """FLOP/s of the best of several `size x size` products of random numbers on the default device: the stand-in peak of a CPU."""
+    a = jax.random.normal(
+        jax.random.key(0), (size, size), dtype
+    )  # zeros would take less power, and so be faster on a GPU
+    return 2 * size**3 / _least_seconds(lambda a: a @ a, a, seconds)
 
 
 def measured_copy_bandwidth(size: int = 2**26, seconds: float = 0.3) -> float:

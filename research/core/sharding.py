@@ -6,7 +6,7 @@ Parameters name their axes in `Param.axes`, activations at the few places that c
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -247,6 +247,14 @@ def axis_sizes() -> dict[str, int]:
 
 def axis_size(axis: str) -> int:
     return axis_sizes().get(axis, 1)
+
+
+def on_shards(function: Callable, in_specs: Any, out_specs: Any, axes: set[str] | None = None) -> Callable:
+    """`function` on every device by itself, on its shards of the arguments: over these axes of the mesh in use, or all that no outer one has taken
+    (within a stage of a pipeline `stage` is)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = set(mesh.axis_names) - set(mesh.manual_axes) if axes is None else axes
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False)
 
 
 def platform() -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from research.core import sharding
 from research.core.dtypes import at_least_float32
@@ -149,16 +150,35 @@ def plain(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, rat
 
 
 def blocked(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, rate=None, key=None) -> jax.Array:
-    """`plain` over blocks of queries, recomputed in the backward pass: memory grows with T, not T squared."""
-    B, T, N, H = q_BTNH.shape
-    S = k_BSKH.shape[1]
+    """`plain` over blocks of queries, recomputed in the backward pass: memory grows with T, not T squared.
+
+    Under `sequence` every device goes over the blocks of its own queries, beside all keys.
+    """
+    B, T = q_BTNH.shape[:2]
+    S, shards = k_BSKH.shape[1], sharding.axis_size("sequence")
     q_pos, k_pos = (
-        jnp.broadcast_to(x, (B, x.shape[1])) for x in (mask.positions(T, S)[0][:, :, 0], mask.positions(T, S)[1][:, 0])
+        jnp.broadcast_to(x.reshape(len(x), -1), (B, n)) for x, n in zip(mask.positions(T, S), (T, S), strict=True)
     )
-    pad = -T % BLOCK
     pieces = {"q": q_BTNH, "positions": q_pos}
     if mask.query_segments_BT is not None:
         pieces["segments"] = mask.query_segments_BT
+    mask = dataclasses.replace(mask, query_positions_BT=None, query_segments_BT=None, key_positions_BS=k_pos)
+    attend = functools.partial(_over_blocks, scale=scale, cap=cap, bias=bias)
+    if shards == 1 or T % (shards * BLOCK):
+        return attend(pieces, k_BSKH, v_BSKH, mask, rate, key, jnp.zeros((), jnp.int32))
+
+    def share(pieces, k_BSKH, v_BSKH, mask, rate, key):
+        return attend(pieces, k_BSKH, v_BSKH, mask, rate, key, jax.lax.axis_index("sequence") * (T // shards // BLOCK))
+
+    own, whole = PartitionSpec(None, "sequence"), PartitionSpec()
+    spread = sharding.on_shards(share, (own, whole, whole, whole, whole, whole), own, {"sequence"})
+    return spread(pieces, k_BSKH, v_BSKH, mask, rate, key)
+
+
+def _over_blocks(pieces, k_BSKH, v_BSKH, mask: Mask, rate, key, first, *, scale, cap, bias) -> jax.Array:
+    """The output for the queries of `pieces`, a block at a time; `first`: the number of the first block, by which weights are dropped."""
+    B, T, N, H = pieces["q"].shape
+    pad = -T % BLOCK
 
     def split(x):
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
@@ -167,52 +187,49 @@ def blocked(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, cap=None, bias=None, r
     @jax.checkpoint
     def one(block):
         index, piece = block
-        here = dataclasses.replace(
-            mask, query_positions_BT=piece["positions"], key_positions_BS=k_pos, query_segments_BT=piece.get("segments")
-        )
+        here = dataclasses.replace(mask, query_positions_BT=piece["positions"], query_segments_BT=piece.get("segments"))
         here_key = None if key is None else jax.random.fold_in(key, index)
         return plain(piece["q"], k_BSKH, v_BSKH, here, scale=scale, cap=cap, bias=bias, rate=rate, key=here_key)
 
-    blocks = jax.tree.map(split, pieces)
-    out = jax.lax.map(one, (jnp.arange((T + pad) // BLOCK), blocks))
+    out = jax.lax.map(one, (first + jnp.arange((T + pad) // BLOCK), jax.tree.map(split, pieces)))
     return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, N, H)[:, :T]
 
 
 def cudnn(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, **_) -> jax.Array:
-    """cuDNN's flash attention, told the mask in its own terms."""
+    """cuDNN's flash attention, told the mask in its own terms, on every device of a mesh by itself: its rows and its heads."""
     window = (mask.window - 1, 0) if mask.pattern == "sliding" else None
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=True, local_window_size=window, implementation="cudnn"
+    attend = functools.partial(
+        jax.nn.dot_product_attention, scale=scale, is_causal=True, local_window_size=window, implementation="cudnn"
     )
+    if not sharding.is_spread():
+        return attend(q_BTNH, k_BSKH, v_BSKH)
+    k_BSKH, v_BSKH = (splash.beside_queries(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
+    mesh, rules = jax.sharding.get_abstract_mesh(), sharding.rules()
+    q = sharding.spec(("batch", None, "heads", None), q_BTNH.shape, mesh, rules)
+    k = sharding.spec(("batch", None, "kv_heads", None), k_BSKH.shape, mesh, rules)
+    return sharding.on_shards(attend, (q, k, k), q)(q_BTNH, k_BSKH, v_BSKH)
 
 
 @functools.cache
-def _cudnn_is_here() -> bool:
-    """Whether JAX finds a cuDNN: not beside its CUDA plugin alone, with which a step is planned for GPUs that are elsewhere."""
-    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+def _cudnn_has(size: int) -> bool:
+    """Whether JAX finds a cuDNN, and a GPU for heads of this size: up to 128 before Hopper, up to 256 since."""
+    x = jax.ShapeDtypeStruct((1, 8, 1, size), jnp.bfloat16)
     try:
         jax.eval_shape(lambda x: jax.nn.dot_product_attention(x, x, x, is_causal=True, implementation="cudnn"), x)
-    except RuntimeError:
+    except (RuntimeError, NotImplementedError):
         return False
     return True
 
 
 def cudnn_fits(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> bool:
-    """Whether cuDNN has this case: half precision, head size a multiple of 8 up to 256, plain positions, nothing on the logits."""
-    H = q_BTNH.shape[-1]
+    """Whether cuDNN has this case: half precision, a head size that it has, plain positions, nothing on the logits, and
+    all of a row on one device."""
     plain_mask = (
         mask.query_positions_BT is None and mask.query_segments_BT is None and mask.pattern in ("full", "sliding")
     )
-    half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    half, whole = q_BTNH.dtype in (jnp.bfloat16, jnp.float16), sharding.axis_size("sequence") == 1
     return (
-        _cudnn_is_here()
-        and half
-        and H % 8 == 0
-        and H <= 256
-        and plain_mask
-        and cap is None
-        and bias is None
-        and rate is None
+        half and whole and plain_mask and cap is None and bias is None and rate is None and _cudnn_has(q_BTNH.shape[-1])
     )
 
 
@@ -237,8 +254,8 @@ def attend(
     rate = None if key is None else rate
     if implementation == "cudnn" and not cudnn_fits(q_BTNH, k_BSKH, mask, cap, bias, rate):
         raise UserError(
-            "model.attention is cudnn, which needs bfloat16 or float16, a head size that is a multiple of 8 up to 256, no dropout, "
-            "soft cap or ALiBi, whole documents and no strided pattern; use auto"
+            "model.attention is cudnn, which needs a GPU, bfloat16 or float16, a head size that is a multiple of 8 up to 128 (256 from Hopper on), "
+            "no mesh with sequence, no dropout, soft cap or ALiBi, whole documents and no strided pattern; use auto"
         )
     name = choose(q_BTNH, k_BSKH, mask, cap, bias, rate) if implementation == "auto" else implementation
     _say(name)

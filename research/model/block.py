@@ -164,8 +164,7 @@ def _project(p, x_BTD, config: ModelConfig, slot: Slot, context: Context):
     rope = context.sliding_rope if own else context.rope
     q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, "products") for x in project(x_BTD, p, INPUT_PROJECTIONS))
     if config.qk_norm != "none":
-        axes = 2 if config.qk_norm == "whole" else 1
-        q_BTNH, k_BTKH = norm(q_BTNH, p["query_norm"], config, axes), norm(k_BTKH, p["key_norm"], config, axes)
+        q_BTNH, k_BTKH = norm(q_BTNH, p["query_norm"], config), norm(k_BTKH, p["key_norm"], config)
     if rope is not None:
         q_BTNH = positions.rotate(q_BTNH, rope, config.rope.layout)
         k_BTKH = positions.rotate(k_BTKH, rope, config.rope.layout)

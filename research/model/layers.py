@@ -116,22 +116,54 @@ def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) 
     return tuple(y.reshape(*x.shape[:-1], *out) for y, out in zip(parts, outs, strict=True))
 
 
-def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig, axes: int = 1) -> jax.Array:
-    """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467) over the last `axes` dimensions, in at least float32."""
-    over = tuple(range(-axes, 0))
+def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig) -> jax.Array:
+    """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467) over the dimensions of its scale, the last ones, in at least float32."""
+    scale = p["scale"] if config.norm_scale == "plain" else 1 + p["scale"]
+    return jnp.asarray(_norm(x, scale, p.get("bias"), config.norm == "layer", config.norm_eps))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _norm(x, scale, bias, centred: bool, eps: float):
+    return _norm_forward(x, scale, bias, centred, eps)[0]
+
+
+def _norm_forward(x, scale, bias, centred, eps):
+    over = range(-scale.ndim, 0)
     y = at_least_float32(x)
-    if config.norm == "layer":
-        y = y - jnp.mean(y, over, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), over, keepdims=True) + config.norm_eps)
-    scale = beside(p["scale"], y)
-    y = y * (scale if config.norm_scale == "plain" else 1 + scale)
-    if "bias" in p:
-        y = y + beside(p["bias"], y)
-    return y.astype(x.dtype)
+    mean = jnp.mean(y, over, keepdims=True) if centred else jnp.zeros((), y.dtype)
+    y = y - mean
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(y), over, keepdims=True) + eps)
+    y = y * factor * beside(scale, y)
+    y = y if bias is None else y + beside(bias, y)
+    return y.astype(x.dtype), (x, scale, bias, mean, factor)
+
+
+def _norm_backward(centred, eps, residuals, g):
+    """With y = (x - mean) factor and h = g scale: `dx = factor (h - mean(h) - y mean(h y))`, where RMS norm has no `mean(h)`. Written out, y is
+    never kept in memory, in float32, for several readers: it follows from x where it is read."""
+    x, scale, bias, mean, factor = residuals
+    over, lead = range(-scale.ndim, 0), range(x.ndim - scale.ndim)
+    x, g = jax.lax.optimization_barrier((x, g))  # or the compiler would keep what the forward pass made of x
+    y, g = (at_least_float32(x) - mean) * factor, at_least_float32(g)
+    h = g * beside(scale, g)
+    dx = h - y * jnp.mean(h * y, over, keepdims=True)
+    dx = (dx - jnp.mean(h, over, keepdims=True) if centred else dx) * factor
+    dbias = None if bias is None else jnp.sum(g, lead).astype(bias.dtype)
+    return dx.astype(x.dtype), jnp.sum(g * y, lead).astype(scale.dtype), dbias
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
 
 
 def activate(x: jax.Array, gate: jax.Array | None, kind: str) -> jax.Array:
-    """The feed-forward non-linearity. Gated kinds (GLU variants, arXiv 2002.05202) return `f(gate) * x`."""
+    """The feed-forward non-linearity. Gated kinds (GLU variants, arXiv 2002.05202) return `f(gate) * x`. On accelerators what lies between is
+    computed again for the gradient: it is cheaper than to keep it."""
+    if sharding.platform() == "cpu":
+        return _activate(x, gate, kind)
+    return jax.checkpoint(_activate, static_argnums=(2,))(x, gate, kind)
+
+
+def _activate(x, gate, kind: str):
     if gate is not None:
         return (jax.nn.silu(gate) if kind == "swiglu" else _gelu(gate, kind == "geglu-tanh")) * x
     if kind == "relu":
@@ -221,6 +253,30 @@ def _sorted_sum(rows, ids, vocab: int):
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+@jax.custom_vjp
+def add_rows(x_BTD: jax.Array, p_TD: jax.Array) -> jax.Array:
+    """`x + p` in the dtype of x, for a table of positions that every row shares.
+
+    Its gradient sums over rows by a matrix product: for a sum over the first dimension XLA's GPU compiler lays the whole residual stream out with
+    that dimension last, and every layer transposes to and fro.
+    """
+    return x_BTD + beside(p_TD, x_BTD)
+
+
+def _add_rows_forward(x_BTD, p_TD):
+    return add_rows(x_BTD, p_TD), jnp.zeros((), p_TD.dtype)
+
+
+def _add_rows_backward(like, g_BTD):
+    ones_B, over = jnp.ones(len(g_BTD), g_BTD.dtype), (((0,), (0,)), ((), ()))
+    # bfloat16 times one is exact as it is, and told to be exact the compiler would make a sum of it again
+    precision = None if g_BTD.dtype == jnp.bfloat16 else "highest"
+    return g_BTD, jax.lax.dot_general(ones_B, g_BTD, over, precision=precision, preferred_element_type=like.dtype)
+
+
+add_rows.defvjp(_add_rows_forward, _add_rows_backward)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

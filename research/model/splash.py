@@ -27,8 +27,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask, *, scale, cap=None, **_) -> jax.Array:
     """Attention's output, (B, T, N, H)."""
     T, N, H = q_BTNH.shape[1:]
     tensor = sharding.axis_size("tensor")
-    if N % tensor == 0 and k_BSKH.shape[2] % tensor:  # every share of the queries' heads has its keys beside it
-        k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
+    k_BSKH, v_BSKH = (beside_queries(x, N) for x in (k_BSKH, v_BSKH))
     kernel, segments = _kernel(mask, T, N if N % tensor else N // tensor, cap)
     q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
     heads_first = [jnp.moveaxis(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH)]
@@ -36,6 +35,12 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask, *, scale, cap=None, **_) -> jax.Array:
         heads_first = [jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)]) for x in heads_first]
     o_BNTH = _on_shards(kernel, *heads_first, segments)
     return jnp.moveaxis(o_BNTH[..., :H], 1, 2)
+
+
+def beside_queries(x_BSKH: jax.Array, heads: int) -> jax.Array:
+    """Keys or values, repeated where `tensor` splits the queries' heads and not theirs, so that every share of heads has its own beside it."""
+    tensor, K = sharding.axis_size("tensor"), x_BSKH.shape[2]
+    return jnp.repeat(x_BSKH, heads // K, axis=2) if heads % tensor == 0 and K % tensor else x_BSKH
 
 
 def _kernel(mask, T: int, heads: int, cap: float | None) -> tuple[Any, Any]:
@@ -69,12 +74,9 @@ def _on_shards(kernel, q_BNTH, k_BKSH, v_BKSH, segments) -> jax.Array:
     if not sharding.is_spread():
         return attend(kernel, q_BNTH, k_BKSH, v_BKSH, segments)
     mesh = jax.sharding.get_abstract_mesh()
-    rules = sharding.rules()
-    q = sharding.spec(("batch", "heads", "sequence", None), q_BNTH.shape, mesh, rules)
-    k = sharding.spec(("batch", "kv_heads", None, None), k_BKSH.shape, mesh, rules)
+    q = sharding.spec(("batch", "heads", "sequence", None), q_BNTH.shape, mesh, sharding.rules())
+    k = sharding.spec(("batch", "kv_heads", None, None), k_BKSH.shape, mesh, sharding.rules())
     rows = None if segments is None else type(segments)(PartitionSpec(q[0], q[2]), PartitionSpec(q[0], None))
     free = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     where = kernel.manual_sharding_spec(NamedSharding(free, PartitionSpec(None, q[2])))
-    axes = set(mesh.axis_names) - set(mesh.manual_axes)  # within a stage of a pipeline the others
-    spread = jax.shard_map(attend, in_specs=(where, q, k, k, rows), out_specs=q, axis_names=axes, check_vma=False)
-    return spread(kernel, q_BNTH, k_BKSH, v_BKSH, segments)
+    return sharding.on_shards(attend, (where, q, k, k, rows), q)(kernel, q_BNTH, k_BKSH, v_BKSH, segments)

@@ -23,7 +23,7 @@ from research.core.hypers import Hypers
 from research.model import block, head, moe, pipeline, positions
 from research.model.cache import Cache
 from research.model.config import ModelConfig, Slot
-from research.model.layers import dropout, lookup, norm
+from research.model.layers import add_rows, dropout, lookup, norm
 
 TAPS = ("block_input", "attention_pattern", "mlp_output")
 EMBED_INIT = 0.02
@@ -163,9 +163,10 @@ def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key
             raise ValueError(
                 f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context"
             )
-        x_BTD = x_BTD + (
-            p["positions"][None, :T].astype(dtype) if where is None else lookup(p["positions"], where, dtype)
-        )
+        if where is None:
+            x_BTD = add_rows(x_BTD, p["positions"][:T])
+        else:
+            x_BTD = x_BTD + lookup(p["positions"], where, dtype)
     elif config.positions == "sinusoidal":
         where = jnp.arange(T)[None] if context.positions_BT is None else context.positions_BT
         x_BTD = x_BTD + positions.sinusoids(where, config.width, dtype)

@@ -66,6 +66,7 @@ def target(topology: Topology) -> Target:
         from jax.experimental import topologies
 
         assert topology.chip is not None
+        gpus.pretend_cudnn(topology.chip.name)
         each = topology.devices // topology.slices
         found = topologies.get_topology_desc(
             platform=plugin,
@@ -112,7 +113,9 @@ def compile_step(program: Program, fast: bool = False) -> Compiled:
     try:
         # XLA's GPU compiler of jaxlib 0.10 aborts at O1
         jax.config.update("jax_optimization_level", "O1" if fast and device.platform == "tpu" else level)
-        compiled = lowered.compile()
+        compiled = lowered.compile(
+            compiler_options=gpus.COMPILER_OPTIONS if device.platform in ("cuda", "gpu") else None
+        )
     except jax.errors.JaxRuntimeError as error:
         took = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
         if took is None:

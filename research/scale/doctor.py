@@ -303,9 +303,10 @@ def readings() -> Iterator[Finding]:
     import jax
 
     chip = chips.lookup(jax.devices()[0].device_kind)
-    product, copied = chips.measured_matmul_flops(4096 if chip else 1024), chips.measured_copy_bandwidth()
+    size, dtype, copied = (8192, "bfloat16", 2**30) if chip else (1024, "float32", 2**26)
+    product, bandwidth = chips.measured_matmul_flops(size, dtype=dtype), chips.measured_copy_bandwidth(copied)
     for name, found, peak, unit in (
-        ("matrix product", product, chip and chip.flops, "TFLOP/s, float32"), ("copy", copied, chip and chip.bandwidth, "TB/s"),
+        ("matrix product", product, chip and chip.flops, f"TFLOP/s, {dtype}"), ("copy", bandwidth, chip and chip.bandwidth, "TB/s"),
     ):  # fmt: skip
         slow = peak is not None and name == "copy" and found < SLOW_SHARE * peak
         beside = "" if peak is None else f" (published: {peak / 1e12:,.3g})"

@@ -28,6 +28,8 @@ RECOMPUTED = {"none": 0.0, "attention": 1.0, "matmuls": 0.0, "full": 1.0}
 WAITED_FOR = {"tensor", "sequence", "expert", "stage"}  # mesh axes along which activations are sent, and nothing else
 CAUSAL = 0.5  # of the keys that a causal kernel reads
 BACKWARD_ATTENTION = 2.5  # of a fused kernel's forward products: scores again, then four for the gradients
+LOGITS_PASSES = 5  # over bfloat16 logits, besides those of products: written, read for the maximum and the sum, read and written as their gradient
+ACCUMULATION_PASSES = 3  # over a float32 gradient that a further pass adds to
 OPTIMIZER_PASSES = 7  # over the float32 parameters: gradient, two moments and weights read, three of them written
 
 
@@ -44,8 +46,8 @@ class Work:
     def seconds(self, chip: Chip) -> dict[str, float]:
         """Of each kind, at what the chip reaches."""
         return {
-            "products": self.products / (chip.flops * REACHED["products"]),
-            "attention": self.attention / (chip.flops * REACHED["attention"]),
+            "products": self.products / (chip.products * REACHED["products"]),
+            "attention": self.attention / (chip.products * REACHED["attention"]),
             "memory": self.moved / (chip.bandwidth * REACHED["memory"]),
         }
 
@@ -72,7 +74,9 @@ def work(config: C.Config, model: ModelConfig, devices: int) -> Work:
     tiled = 1 if config.task.head_tile is not None else 0
     attention = seen * CAUSAL * (1 + BACKWARD_ATTENTION + (1 if model.remat in ("full", "matmuls") else 0))
     moved = 2 * _elements(model) * len(slots) * (3 + (1 if model.remat != "none" else 0))
-    state = OPTIMIZER_PASSES * 4 * P.count(transformer.specs(model)) / devices
+    passes = OPTIMIZER_PASSES + (ACCUMULATION_PASSES * config.micro_batches if config.micro_batches > 1 else 0)
+    state = passes * 4 * P.count(transformer.specs(model)) / devices
+    moved += 2 * model.V * (LOGITS_PASSES + 3 * tiled)
     products, of_head = tokens * layers * (3 + again), tokens * head * (3 + tiled)
     total = products + of_head + tokens * attention
     return Work(products + of_head, tokens * attention, tokens * moved + state, of_head / total)

@@ -116,7 +116,7 @@ class Sweep(Options):
         A signal ends it after what is on disk; the same call goes on. Raises UserError for bad input before anything trains.
         """
         say = to_stderr if say is None else say
-        host.keep_freed_memory()
+        host.prepare()
         compile_cache.enable()
         if self.shared:
             from research.sweep import worker

@@ -51,7 +51,7 @@ def fit(
     config = experiment.config if isinstance(experiment, Experiment) else experiment
     name = name or (experiment.name if isinstance(experiment, Experiment) else "run")
     trackers.require(config.trackers)
-    host.keep_freed_memory()
+    host.prepare()
     compile_cache.enable()
     check_single(config)
     if "://" in (config.run_dir or ""):

@@ -193,7 +193,7 @@ def test_blocks_drop_weights_of_their_own(monkeypatch):
 )
 def test_the_implementation_for_a_device_and_case(backend, dtype, mask, options, lengths, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(attention, "_cudnn_is_here", lambda: True)
+    monkeypatch.setattr(attention, "_cudnn_has", lambda size: True)
     shapes = [jax.ShapeDtypeStruct((1, length, 4, 64), jnp.dtype(dtype)) for length in lengths]
     assert attention.choose(*shapes, mask, **{"cap": None, "bias": None, "rate": None, **options}) == expected
 

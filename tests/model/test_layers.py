@@ -75,8 +75,53 @@ def test_norms_are_their_formulas(tiny, kind, scale, axes):
         wide = wide - wide.mean(over, keepdims=True)
     wide = wide / np.sqrt((wide**2).mean(over, keepdims=True) + 0.01)
     w = np.asarray(p["scale"], np.float64) + (scale == "one-plus")
-    np.testing.assert_allclose(layers.norm(x, {"scale": p["scale"]}, config, axes), wide * w, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(layers.norm(x, p, config, axes), wide * w + np.asarray(p["bias"]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(layers.norm(x, {"scale": p["scale"]}, config), wide * w, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(layers.norm(x, p, config), wide * w + np.asarray(p["bias"]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_norms_are_those_of_their_formulas(tiny, kind, bias):
+    x, scale, p_bias, weigh = array(2, 3, 4, 5), array(4, 5), array(4, 5), array(2, 3, 4, 5)
+
+    def formula(x, scale, p_bias):
+        y = x - x.mean((-2, -1), keepdims=True) if kind == "layer" else x
+        y = y / jnp.sqrt((y**2).mean((-2, -1), keepdims=True) + 0.01) * scale[None, None]
+        return jnp.sum(weigh * (y + p_bias[None, None] if bias else y))
+
+    def ours(x, scale, p_bias):
+        p = {"scale": scale, "bias": p_bias} if bias else {"scale": scale}
+        return jnp.sum(weigh * layers.norm(x, p, tiny.config(norm=kind, norm_eps=0.01)))
+
+    expected, found = (jax.jit(jax.grad(f, (0, 1, 2)))(x, scale, p_bias) for f in (formula, ours))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_rows_that_all_share_get_the_sum_of_their_gradients():
+    x, p, weigh = array(5, 3, 4), array(3, 4), array(5, 3, 4)
+    np.testing.assert_allclose(layers.add_rows(x, p), x + p[None], rtol=1e-6)
+    dx, dp = jax.jit(jax.grad(lambda x, p: jnp.sum(weigh * layers.add_rows(x, p)), (0, 1)))(x, p)
+    np.testing.assert_allclose(dx, weigh)
+    np.testing.assert_allclose(dp, weigh.sum(0), rtol=1e-5, atol=1e-6)
+    assert layers.add_rows(x.astype(jnp.bfloat16), p).dtype == jnp.bfloat16
+    half = jax.grad(lambda p: jnp.sum(layers.add_rows(x.astype(jnp.bfloat16), p).astype(jnp.float32)))(p)
+    assert half.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", get_args(Activation))
+def test_activations_keep_nothing_but_their_inputs_on_accelerators(kind, monkeypatch):
+    x, gate = array(6, 5), array(6, 5) if kind in GATED else None
+
+    def value_and_grad(x):
+        out, back = jax.vjp(lambda x: layers.activate(x, gate, kind), x)
+        return out, back(jnp.ones_like(out))[0], [leaf.shape for leaf in jax.tree.leaves(back)]
+
+    here = value_and_grad(x)
+    monkeypatch.setattr(layers.sharding, "platform", lambda: "gpu")
+    there = value_and_grad(x)
+    np.testing.assert_allclose(there[0], here[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(there[1], here[1], rtol=1e-5, atol=1e-6)
+    assert len([shape for shape in there[2] if shape == (6, 5)]) <= (2 if kind in GATED else 1)
 
 
 def test_norms_of_half_precision_compute_in_float32(tiny):

@@ -25,8 +25,8 @@ def test_this_machine_is_told_of_and_nothing_is_left_behind(tmp_path, call_verb)
 
 def test_readings_are_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "WRITE", 2**16)
-    monkeypatch.setattr(doctor.chips, "measured_matmul_flops", lambda size: 2e12)
-    monkeypatch.setattr(doctor.chips, "measured_copy_bandwidth", lambda: 3e11)
+    monkeypatch.setattr(doctor.chips, "measured_matmul_flops", lambda size, dtype: 2e12)
+    monkeypatch.setattr(doctor.chips, "measured_copy_bandwidth", lambda size: 3e11)
     said = {one.name: one.said for one in (*doctor.readings(), doctor.writing(tmp_path))}
     assert "2 TFLOP/s" in said["matrix product"] and "0.3 TB/s" in said["copy"] and "MB/s" in said["writing"]
 

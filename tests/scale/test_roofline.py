@@ -83,5 +83,21 @@ def test_a_gpu_is_described_by_its_facts():
     assert set(gpus.GPUS) == {"A100", "H100", "H200", "B200"} and all(name in chips.CHIPS for name in gpus.GPUS)
 
 
+def test_attention_of_a_gpu_that_is_elsewhere_is_cudnn_s(run_python):
+    code = """
+from research.model import attention
+from research.scale import gpus
+here = attention._cudnn_has(64)
+for name in ("A100", "H200"):
+    gpus.pretend_cudnn(name)
+    attention._cudnn_has.cache_clear()
+    print(here, name, [attention._cudnn_has(size) for size in (64, 128, 256, 512, 60)])
+"""
+    assert run_python(code).splitlines() == [
+        "False A100 [True, True, False, False, False]",
+        "False H200 [True, True, True, False, False]",
+    ]
+
+
 def test_a_copy_is_read():
     assert 1e7 < chips.measured_copy_bandwidth(2**16, 0.01) < 1e13
