@@ -111,7 +111,7 @@ def scaling(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """train|data|sample|sweep: measure a claim, beside a peer or a physical limit in the same run"""
+    """train|data|sample|sweep|remat: measure a claim, beside a peer or a physical limit in the same run"""
     from research.bench import command
 
     return command.main(argv)

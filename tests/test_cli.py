@@ -184,6 +184,30 @@ def test_help_lists_every_common_field(call, flag):
     assert "--hash" in call("inspect", flag)[1] and call("inspect", flag)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "quickstart"),
+        ("plan", "gpt2", "--topology", "cpu-1"),
+        ("sweep", "quickstart"),
+        ("launch", "tpu"),
+        ("doctor",),
+        ("sample",),
+    ],
+)
+def test_help_says_of_every_option_what_it_is_and_nothing_of_its_neighbour(call, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = call(*words, "--help")
+    assert code == 0
+    options = re.findall(r"^ {1,4}(--[a-z]\S*)(.*(?:\n {6,}\S.*)*)", out, re.MULTILINE)
+    texts = {name: " ".join(re.split(r" {2,}|\n", text, maxsplit=1)[-1].split()) for name, text in options}
+    texts = {name: re.sub(r" ?\((default: .*|required)\)$", "", text) for name, text in texts.items()}
+    assert len(texts) >= 4 and not [name for name, text in texts.items() if not text]
+    assert len(set(texts.values())) == len(texts), [
+        name for name, text in texts.items() if list(texts.values()).count(text) > 1
+    ]
+
+
 def test_files_that_are_no_experiments(call, tmp_path):
     (tmp_path / "empty.py").write_text("")
     assert_refused(call("train", "empty.py"), "empty.py defines no EXPERIMENT")

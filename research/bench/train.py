@@ -37,7 +37,7 @@ class Arguments:
     shapes: tuple[str, ...] = ()
     seconds: float = 15.0  # of timing, for each side at each shape
     rounds: int = 5  # that the time is split into; the median counts
-    peer: Literal["both", "eager", "compiled", "none"] = "both"
+    peer: Literal["both", "eager", "compiled", "none"] = "both"  # how PyTorch runs
     peer_python: str | None = None  # the interpreter that has torch and transformers; None: this one
     json: bool = False  # the last line is one JSON object
     debug: bool = False  # tracebacks instead of one-line errors

@@ -57,7 +57,7 @@ def parse_mesh(text: str, device_count: int, slices: int = 1) -> dict[str, int]:
         sizes[name] = int(size)
     if math.prod(sizes.values()) != device_count:
         raise UserError(
-            f"mesh {text!r} has {math.prod(sizes.values())} devices, but {device_count} are here; make the product {device_count}"
+            f"mesh {text!r} has {math.prod(sizes.values())} devices, but there are {device_count}; make the product {device_count}"
         )
     return sizes
 

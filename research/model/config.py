@@ -44,20 +44,22 @@ class RopeConfig:
     short ones up to `original_context` tokens and the long ones beyond), which two also scale the logits.
     """
 
-    base: float = 10000.0
-    fraction: float = 1.0
-    layout: Literal["half", "interleaved"] = "half"
+    base: float = 10000.0  # of the angles: the longest wavelength is about 2 pi times it, in tokens
+    fraction: float = 1.0  # of each head that rotates
+    layout: Literal["half", "interleaved"] = "half"  # which elements rotate together: i and i + half, or 2i and 2i + 1
     sliding_base: float | None = None  # sliding layers: a base of their own, not scaled (Gemma 3); None: as the others
+    # how rotations are stretched to a longer context
     scaling: Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"] = "none"
-    factor: float = 1.0
-    original_context: int = 8192
+    factor: float = 1.0  # by which they are stretched
+    original_context: int = 8192  # llama3, yarn, longrope: tokens that the model was trained on before
+    # llama3: wavelengths above original_context over this are stretched by the whole factor
     low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    high_frequency_factor: float = 4.0  # llama3: wavelengths below original_context over this stay as they are
+    beta_fast: float = 32.0  # yarn: pairs that turn more often than this within original_context stay as they are
+    beta_slow: float = 1.0  # yarn: pairs that turn less often than this are stretched by the whole factor
     attention_factor: float | None = None  # yarn, longrope: on cos and sin; None: the papers' function of `factor`
-    short_factors: tuple[float, ...] = ()  # longrope
-    long_factors: tuple[float, ...] = ()
+    short_factors: tuple[float, ...] = ()  # longrope: of each rotated pair, up to original_context
+    long_factors: tuple[float, ...] = ()  # longrope: of each rotated pair, beyond original_context
 
     def __post_init__(self):
         check_choices(self, "model.rope")
@@ -92,13 +94,15 @@ class MoEConfig:
     behind a sigmoid gate of its own where `shared_gate` (Qwen2-MoE).
     """
 
-    experts: int = 8
-    top_k: int = 2
+    experts: int = 8  # to choose from
+    top_k: int = 2  # experts that a token goes to
     width: int | None = None  # of one expert; None: mlp_width
-    normalise: bool = True
+    normalise: bool = True  # the gates of those that are kept sum to 1
+    # an expert takes so many times its even share of a sequence and drops the rest; None: drops nothing
     capacity_factor: float | None = None
-    shared_width: int | None = None
-    shared_gate: bool = False
+    shared_width: int | None = None  # of a dense feed-forward beside the experts; None: there is none
+    shared_gate: bool = False  # a sigmoid gate of its own for that one
+    # how experts are computed: each on its own tokens, or all on all
     implementation: Literal["auto", "ragged", "dense"] = "auto"
 
     def __post_init__(self):
@@ -135,53 +139,52 @@ class ModelConfig:
 
     vocab_size: int | None = None  # None: taken from the tokeniser when a run starts
     context: int = 256  # the longest sequence trained on, and the number of learned positions
-    width: int = 128
+    width: int = 128  # of the residual stream
     # maximal update parameterisation: the width that initial values and learning rates are meant for; None: standard (docs/mup.md)
     base_width: int | None = None
-    layers: int = 4
-    heads: int = 4
+    layers: int = 4  # blocks of attention and feed-forward
+    heads: int = 4  # of queries
     kv_heads: int | None = None  # None: as `heads` (multi-head); 1: multi-query; between: grouped-query
     head_size: int | None = None  # None: width / heads
     mlp_width: int | None = None  # None: 4 x width
     patterns: tuple[Pattern, ...] = ("full",)  # repeated over the layers: ("sliding", "full") alternates
-    feed_forward: tuple[FeedForward, ...] = (
+    feed_forward: tuple[FeedForward, ...] = (  # likewise repeated: ("dense", "moe") makes every second layer sparse
         "dense",
     )  # likewise repeated: ("dense", "moe") makes every second layer sparse
     moe: MoEConfig = MoEConfig()
     window: int = 128  # sliding and strided: how many tokens back, itself included
     stride: int = 16  # strided: also every stride-th token further back
-    positions: Positions = "rotary"
+    positions: Positions = "rotary"  # how a token is told where it is
     rope: RopeConfig = RopeConfig()
-    norm: Norm = "rms"
+    norm: Norm = "rms"  # the kind of norm
     norm_scale: Literal["plain", "one-plus"] = "plain"  # one-plus multiplies by (1 + w), w starting at 0
+    # before a branch; after it has joined the stream; before it and on what it adds; on what it adds
     norm_placement: NormPlacement = "pre"
-    norm_eps: float = 1e-5
+    norm_eps: float = 1e-5  # added to the variance, or to the mean of squares
     embedding_norm: bool = False  # a norm between the embedding and the first layer
-    residual_scale: float = (
-        1.0  # the stream is multiplied by it where a branch joins it: DeepNorm's alpha (arXiv 2203.00555)
-    )
+    # the stream is multiplied by it where a branch joins it: DeepNorm's alpha (arXiv 2203.00555)
+    residual_scale: float = 1.0
+    # a norm on queries and keys: on each head, or on all heads together
     qk_norm: Literal["none", "head", "whole"] = "none"
     residual: Literal["serial", "parallel", "parallel-shared"] = "serial"  # shared: one norm feeds both branches
-    activation: Activation = "swiglu"
-    bias: tuple[Projection, ...] = ()
+    activation: Activation = "swiglu"  # the feed-forward's non-linearity; glu kinds have a gate
+    bias: tuple[Projection, ...] = ()  # projections that have one
     tied: bool = True  # one table embeds and unembeds
-    embedding_scale: Literal["none", "sqrt-width"] = "none"
+    embedding_scale: Literal["none", "sqrt-width"] = "none"  # what embeddings are multiplied by
     attention_scale: float | None = None  # None: 1 / sqrt(head size)
-    attention_soft_cap: float | None = None
-    logit_soft_cap: float | None = None
+    attention_soft_cap: float | None = None  # attention logits x become cap tanh(x / cap)
+    logit_soft_cap: float | None = None  # likewise, of the logits over the vocabulary
     dropout: float | None = None  # None: absent from the program; a number is the default of the traced rate
-    init: Literal["gpt2", "fan-in", "fan-in-zero", "deepnorm"] = (
-        "gpt2"  # zero: projections into the residual stream start at 0
-    )
-    dtype: DTypeName = "auto"
+    # how weights are drawn; zero: projections into the residual stream start at 0
+    init: Literal["gpt2", "fan-in", "fan-in-zero", "deepnorm"] = "gpt2"
+    dtype: DTypeName = "auto"  # of activations; auto: bfloat16 on accelerators, that of the parameters on a CPU
+    # the implementation; auto: the fastest of this device that has the case
     attention: Literal["auto", "plain", "blocked", "cudnn", "splash"] = "auto"
-    family: str | None = (
-        None  # a label: in whose published format the weights go out; None: the first that can hold them
-    )
+    # a label: in whose published format the weights go out; None: the first that can hold them
+    family: str | None = None
     unroll: int = 1  # how many repeats of the pattern each turn of the scan holds; at least `layers` leaves no loop
-    remat: Literal["none", "full", "matmuls", "attention"] = (
-        "none"  # what the backward pass recomputes: nothing, all, ...
-    )
+    # what the backward pass recomputes: nothing, all, all but products, all but attention
+    remat: Literal["none", "full", "matmuls", "attention"] = "none"
     pipeline_rounds: int = 1  # over `stage`: how often rows pass through all stages; 1: GPipe, more: circular
     pipeline_microbatches: int | None = None  # over `stage`: parts of a pass; None: up to four for each stage
 

@@ -25,16 +25,13 @@ def fits(q_BTNH, k_BSKH, mask, bias, rate) -> bool:
 
 def attend(q_BTNH, k_BSKH, v_BSKH, mask, *, scale, cap=None, **_) -> jax.Array:
     """Attention's output, (B, T, N, H)."""
-    T, N, H = q_BTNH.shape[1:]
+    T, N = q_BTNH.shape[1:3]
     tensor = sharding.axis_size("tensor")
     k_BSKH, v_BSKH = (beside_queries(x, N) for x in (k_BSKH, v_BSKH))
     kernel, segments = _kernel(mask, T, N if N % tensor else N // tensor, cap)
     q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
     heads_first = [jnp.moveaxis(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH)]
-    if H % LANES:
-        heads_first = [jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)]) for x in heads_first]
-    o_BNTH = _on_shards(kernel, *heads_first, segments)
-    return jnp.moveaxis(o_BNTH[..., :H], 1, 2)
+    return jnp.moveaxis(_on_shards(kernel, *heads_first, segments), 1, 2)
 
 
 def beside_queries(x_BSKH: jax.Array, heads: int) -> jax.Array:
@@ -68,8 +65,13 @@ def _kernel(mask, T: int, heads: int, cap: float | None) -> tuple[Any, Any]:
 def _on_shards(kernel, q_BNTH, k_BKSH, v_BKSH, segments) -> jax.Array:
     """The kernel over rows, on the shards of the mesh in use or, without one, as it is."""
 
-    def attend(kernel, q, k, v, segments):
-        return jax.vmap(kernel)(q, k, v) if segments is None else jax.vmap(kernel)(q, k, v, segments)
+    def attend(kernel, *arrays):
+        *qkv, segments = arrays
+        H = qkv[0].shape[-1]
+        # on the shards: libtpu 0.0.42 fails on padded heads of which a device takes its queries
+        qkv = [jnp.pad(x, [(0, 0)] * 3 + [(0, -H % LANES)]) for x in qkv] if H % LANES else qkv
+        out = jax.vmap(kernel)(*qkv) if segments is None else jax.vmap(kernel)(*qkv, segments)
+        return out[..., :H]
 
     if not sharding.is_spread():
         return attend(kernel, q_BNTH, k_BKSH, v_BKSH, segments)

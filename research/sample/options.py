@@ -35,7 +35,7 @@ class Sampling:
     cuts what was found.
     """
 
-    max_tokens: int = 200
+    max_tokens: int = 200  # that a sample has at most
     temperature: float = 1.0  # 0: the most probable token each time
     top_k: int | None = None  # only the k most probable tokens
     top_p: float | None = None  # only the fewest tokens whose probabilities reach p together
@@ -44,7 +44,7 @@ class Sampling:
     presence_penalty: float | None = None  # taken from the logit of every token already in the output
     frequency_penalty: float | None = None  # the same, times how often it is there
     num: int = 1  # samples of each prompt
-    seed: int = 0
+    seed: int = 0  # of what is drawn
     stop: tuple[str, ...] = ()  # texts that end a sample, and are not part of it
     regex: str | None = None  # the whole continuation matches this regular expression
     json_schema: str | None = None  # the continuation is JSON of this schema: its text, or the path of a file

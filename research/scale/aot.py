@@ -45,7 +45,7 @@ class Compiled:
     """A compiled step: its text, its bytes a device at the peak, and the seconds it took. Of one that does not fit `text` is empty."""
 
     text: str
-    peak: float
+    peak: int
     seconds: float
     fits: bool = True
 
@@ -120,7 +120,7 @@ def compile_step(program: Program, fast: bool = False) -> Compiled:
         took = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
         if took is None:
             raise UserError(f"the compiler refuses the step: {str(error).splitlines()[0][:300]}") from error
-        return Compiled("", float(took[1]) * UNITS[took[2]], time.perf_counter() - began, fits=False)
+        return Compiled("", int(float(took[1]) * UNITS[took[2]]), time.perf_counter() - began, fits=False)
     finally:
         jax.config.update("jax_optimization_level", level)
     return Compiled(compiled.as_text(), peak_bytes(compiled, device.platform == "cpu"), time.perf_counter() - began)

@@ -1,6 +1,7 @@
 """`research plan EXPERIMENT|PRESET --topology NAME`: what a run needs and should reach on hardware that is not there."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -37,17 +38,22 @@ def main(argv: Sequence[str]) -> int:
     from research.scale import aot, plan
     from research.scale.topology import topology
 
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "2"
+    )  # what XLA thinks of a partition is in the report, as bytes that are sent
     if argv and argv[0] in ("-h", "--help"):
         core_config.parse(Arguments(Config()), argv[:1], PROG, Arguments.__doc__ or "")
     if not argv or argv[0].startswith("-"):
         raise UserError(f"usage: {PROG} --topology v5e-16|v5p-256|h100x8|cpu-8|... [--mesh fsdp=16,tensor=8] [options]")
     words, named = take_option(list(argv[1:]), "--topology")  # a preset's rows depend on its devices
-    there = topology(named or Arguments.topology)
+    there = topology(Arguments.topology if named is None else named)
     target = aot.target(there)
     default = Arguments(plan.base(argv[0], there.devices), topology=there.name)
     asked: Arguments = core_config.parse(default, words, f"research plan {argv[0]}")
-    config = asked.experiment if asked.batch is None else dataclasses.replace(asked.experiment, batch_size=asked.batch)
     given = frozenset(name.replace("-", "_") for name in core_config.options_given(words))
+    if {"batch", "batch_size"} <= given:
+        raise UserError("--batch and --batch-size are the same; give one")
+    config = asked.experiment if asked.batch is None else dataclasses.replace(asked.experiment, batch_size=asked.batch)
     made, tried = plan.best(config, target, given, asked.fast, to_stderr)
     found = made.summary()
     if tried:
@@ -70,7 +76,7 @@ def lines(made: Any, found: dict[str, Any]) -> list[str]:
         + (
             ""
             if made.target.real
-            else "; its own compiler is not here, so the step is partitioned for fake CPU devices"
+            else "; its own compiler is not here, so the step is partitioned for fake CPU devices, which compute in float32: twice the bytes"
         ),
         f"{found['params']:,} parameters, {found['batch']} rows of {found['sequence']:,} tokens in {found['micro_batches']} pass(es), "
         f"mesh {mesh}, remat {found['remat']}",

@@ -96,12 +96,16 @@ def examine(asked: Arguments) -> Iterator[Finding]:
     yield from devices()
     yield driver(_nvidia_smi)
     yield memory()
-    for name, where in (("run folder", folder), ("cache folder", research_cache_dir())):
-        yield disk(name, where)
-    yield clock(folder)
+    place = disk("run folder", folder)
+    yield place
+    yield disk("cache folder", research_cache_dir())
+    writable = place.status != "FAIL"
+    if writable:
+        yield clock(folder)
     if asked.readings:
         yield from readings()
-        yield writing(folder)
+        if writable:
+            yield writing(folder)
 
 
 def _version(name: str) -> str | None:
@@ -255,14 +259,13 @@ def _there(folder: Path) -> Path:
 def disk(name: str, folder: Path) -> Finding:
     """Room, and whether it can be written."""
     there = _there(folder)
+    try:
+        with _scratch(folder) as file:
+            file.write_bytes(b"")
+    except OSError as error:
+        do = "choose another by --run-dir, or by RESEARCH_CACHE for the cache"
+        return Finding(name, "FAIL", f"{there} cannot be written: {error.strerror}", do)
     free = shutil.disk_usage(there).free
-    if not os.access(there, os.W_OK):
-        return Finding(
-            name,
-            "FAIL",
-            f"{folder} cannot be written",
-            "choose another by --run-dir, or by RESEARCH_CACHE for the cache",
-        )
     tight = free < ROOM
     return Finding(
         name,
@@ -278,17 +281,15 @@ def _scratch(folder: Path) -> Iterator[Path]:
     try:
         yield file
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def clock(folder: Path) -> Finding:
     """Ours beside that of the disk, which is another host's where the disk is shared."""
-    try:
-        with _scratch(folder) as file:
-            file.write_bytes(b"")
-            apart = file.stat().st_mtime - time.time()
-    except OSError as error:
-        return Finding("clock", "FAIL", f"{error.strerror}: {folder}", "choose another folder by --run-dir")
+    with _scratch(folder) as file:
+        file.write_bytes(b"")
+        apart = file.stat().st_mtime - time.time()
     fine = abs(apart) < CLOCK
     return Finding(
         "clock",

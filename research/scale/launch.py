@@ -27,13 +27,12 @@ class Arguments:
     """Runs a command on every host of a topology: `research launch KIND NAME --topology v5e-16 --command "research train ..."`, to which
     --distributed is added."""
 
-    topology: str = "v5e-16"
-    command: str = "research train quickstart"
+    topology: str = "v5e-16"  # tpu: the slice, as v5e-16; sky, slurm: also GPUs, as h100x16
+    command: str = "research train quickstart"  # what every host runs
     zone: str | None = None  # tpu: the zone, as us-west4-a
     project: str | None = None  # tpu: the project; None: gcloud's own
-    how: Literal["on-demand", "spot", "queued", "flex-start"] = (
-        "spot"  # tpu: how the slice is asked for; sky: whether spot
-    )
+    # tpu: how the slice is asked for; sky: whether spot
+    how: Literal["on-demand", "spot", "queued", "flex-start"] = "spot"
     through: Literal["cloud-tpu", "compute-engine"] = "cloud-tpu"  # tpu: which of Google's services makes it
     hours: int = 24  # tpu, flex-start: the longest that it may run; slurm: the time limit
     source: str = "."  # the working tree that is copied

@@ -33,8 +33,8 @@ class Plan:
     program: Program
     target: aot.Target
     compiled: aot.Compiled
-    limit: float | None
-    bytes: dict[str, float]
+    limit: int | None
+    bytes: dict[str, int]
     collectives: list[hlo.Collective]
     traffic: list[traffic.Traffic]
     prediction: roofline.Prediction | None
@@ -122,7 +122,7 @@ def make(program: Program, target: aot.Target, fast: bool = False) -> Plan:
     topology, compiled = target.topology, aot.compile_step(program, fast)
     chip, node = topology.chip, nodes(program, topology)
     found = hlo.collectives(compiled.text, node)
-    limit = None if chip is None else chip.room
+    limit = None if chip is None else int(chip.room)
     prediction = None if chip is None or not compiled.text else roofline.predict(program, chip, found, node)
     sent = traffic.measured(found, program, node)
     return Plan(program, target, compiled, limit, kinds_of_bytes(program, compiled), found, sent, prediction)
@@ -186,7 +186,7 @@ def nodes(program: Program, topology: Topology) -> np.ndarray:
     return np.arange(count) * topology.slices // count
 
 
-def kinds_of_bytes(program: Program, compiled: aot.Compiled) -> dict[str, float]:
+def kinds_of_bytes(program: Program, compiled: aot.Compiled) -> dict[str, int]:
     """Bytes of a device by kind. `params` and `optimizer` are exact; `activations`: what the forward pass keeps of each layer for the gradient, by
     the policy of recomputation; `temporaries`: what else there is at the peak; `peak`: all of it."""
     state = program.abstract_state()
@@ -203,20 +203,19 @@ def kinds_of_bytes(program: Program, compiled: aot.Compiled) -> dict[str, float]
         "params": params,
         "optimizer": optimizer,
         "activations": kept,
-        "temporaries": max(0.0, rest),
+        "temporaries": max(0, rest),
         "peak": compiled.peak,
     }
 
 
-def saved(program: Program) -> float:
+def saved(program: Program) -> int:
     """Bytes of a device that the forward pass of one micro-batch keeps of the layers."""
     config, mesh = program.config, dict(program.mesh.shape)
     rows = config.batch_size / config.micro_batches / sharding.batch_shards(program.mesh)
     tokens = rows * config.row_tokens / mesh.get("sequence", 1)
     turns = traffic.turns_a_microbatch(traffic.schedule(config, mesh))
-    return (
-        turns * roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * traffic.computed_bytes(program) / 2
-    )
+    kept = roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * traffic.computed_bytes(program) / 2
+    return round(turns * kept)
 
 
 def table(program: Program) -> list[tuple[str, str, str, str, int]]:

@@ -57,7 +57,9 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """The topology of a name. Raises UserError, with the nearest names, for one that is not known."""
+    """The topology of a name, in any case, or as Google has v5e (v5litepod-16). Raises UserError, with the nearest names, for one that is not
+    known."""
+    asked, name = name, name.lower().removeprefix("tpu-").replace("v5litepod-", "v5e-")
     if found := re.fullmatch(r"cpu-(\d+)", name):
         count = int(found[1])
         if 1 <= count <= 4096:
@@ -75,11 +77,19 @@ def topology(name: str) -> Topology:
                 return Topology(
                     name, "tpu", CHIPS[chip], chips * devices, chips, slices, f"{kind}:{shapes[size // counted]}"
                 )
-    near = difflib.get_close_matches(name, names(), 4, 0.4)
+    near = _same_kind(name)[:4] or difflib.get_close_matches(name, names(), 4, 0.4)
     raise UserError(
-        f"there is no topology {name!r}; did you mean {', '.join(near)}?" if near else
-        f"there is no topology {name!r}; there are for example v5e-16, v5p-256, v6e-256x2 (two slices), tpu7x-8, h100x8, h200x64, cpu-8"
+        f"there is no topology {asked!r}; did you mean {', '.join(near)}?" if near else
+        f"there is no topology {asked!r}; there are for example v5e-16, v5p-256, v6e-256x2 (two slices), tpu7x-8, h100x8, h200x64, cpu-8"
     )  # fmt: skip
+
+
+def _same_kind(name: str) -> list[str]:
+    """Names that begin as this one does, the nearest size first."""
+    kind = next((kind for kind in (*TPUS, *GPUS, "cpu") if name.startswith(kind)), None)
+    size = int((re.findall(r"[-x](\d+)", name) or ["8"])[0])
+    same = [one for one in names() if kind is not None and one.startswith(kind)]
+    return sorted(same, key=lambda one: abs(int(re.split(r"[-x]", one)[-1]) - size))
 
 
 def names() -> list[str]:

@@ -26,8 +26,8 @@ class LMConfig:
 
     kind: Literal["lm", "infill"] = "lm"  # infill: for models whose layers have the pattern prefix
     infill: InfillConfig = InfillConfig()
-    label_smoothing: float | None = None
-    z_loss: float | None = None
+    label_smoothing: float | None = None  # probability that is spread over all tokens instead of the right one
+    z_loss: float | None = None  # times the square of the log of the softmax denominator
     balance_loss: float | None = None  # of a mixture of experts, times the mean of its layers' `balance` (model/moe.py)
     router_z_loss: float | None = None  # likewise, times `router_z`
     head_tile: int | None = None  # tokens whose logits are held at a time; None: all

@@ -185,7 +185,7 @@ def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
     for i, word in enumerate(argv):
         if word == name:
             if i + 1 == len(argv):
-                raise UserError(f"{name} is given no value; expected a path")
+                raise UserError(f"{name} is given no value; expected one after it")
             return argv[:i] + argv[i + 2 :], argv[i + 1]
         if word.startswith(f"{name}="):
             return argv[:i] + argv[i + 1 :], word.partition("=")[2]

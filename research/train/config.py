@@ -25,11 +25,9 @@ class Config:
     # of a text_field with braces: the fields that are learned, with commas; the rest is only read; None: all
     learn: str | None = None
     clean: str | None = None  # plain, gopher, c4 or fineweb: clean the texts before they are tokenised
-    # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: that of init_from, else byte
-    tokenizer: str | None = None
+    tokenizer: str | None = None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: init_from's, else byte
     model: ModelConfig = ModelConfig()
-    # a run directory, a model in Hugging Face's layout or a hub id: begin with its weights, model and tokeniser
-    init_from: str | None = None
+    init_from: str | None = None  # a run, a Hugging Face folder or a hub id: begin with its weights, model, tokeniser
     task: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = 1000  # optimiser steps
@@ -42,12 +40,10 @@ class Config:
     seed: int = 0  # initial weights, dropout and order of the data
     data_seed: int | None = None  # order of the data; None: seed
     init_scale: float = 1.0  # multiplies every random initial value
-    mesh: str = (
-        "auto"  # auto: every device under fsdp, slices under data (research plan: searched for); or data=2,fsdp=4
-    )
-    zero: Literal[1, 3] = (
-        3  # what is spread over fsdp: 3, parameters, gradients and the optimiser's state; 1, all but the parameters
-    )
+    # auto: every device under fsdp, slices under data (research plan: searched for); or data=2,fsdp=4
+    mesh: str = "auto"
+    # what is spread over fsdp: 3, parameters, gradients and the optimiser's state; 1, all but the parameters
+    zero: Literal[1, 3] = 3
     eval_every: int = 100  # steps between evaluations
     eval_batches: int | None = None  # None: the whole held-out part
     checkpoint_every: int = 500  # steps between checkpoints
@@ -217,16 +213,14 @@ class Arguments:
     config: str | None = None  # start from this JSON: a run's config.json, or an object of config fields
     resume: bool = True  # go on with a run directory that exists; --no-resume: refuse
     fresh: bool = False  # delete the run directory first
-    distributed: bool = (
-        False  # one of several processes, which find each other as the cluster tells them, or by the three below
-    )
+    # one of several processes, which find each other as the cluster tells them, or by the three below
+    distributed: bool = False
     coordinator: str | None = None  # HOST:PORT of the first process
-    num_processes: int | None = None
+    num_processes: int | None = None  # how many there are
     process_id: int | None = None  # from 0
     heartbeat: int = 30  # seconds after which a silent process is taken for dead, and the others end
-    step_timeout: float | None = (
-        None  # seconds without the end of a step after which the process ends with code 75, its stacks shown
-    )
+    # seconds without the end of a step after which the process ends with code 75, its stacks shown
+    step_timeout: float | None = None
     profile: str | None = None  # A:B writes a trace of those steps into the run directory
     print_config: bool = False  # print the config as JSON and stop
     json: bool = False  # the last line of standard output is one JSON object

@@ -113,7 +113,7 @@ class Loop:
                 self.step += 1
                 self.progress.tokens += config.step_tokens
                 self.pending.append((self.step, metrics, None if self.votes is None else self.votes.cast(*self.vote())))
-                self.take(all_of_them=self.is_milestone(self.step))
+                self.take(all_of_them=self.is_milestone(self.step) or self.save_is_due())
                 self.milestone()
                 stop = self.why_stop()
         self.take(all_of_them=True)
@@ -190,7 +190,11 @@ class Loop:
         return stop, hosts.is_first() and self.clock_asks_for_a_save()
 
     def take(self, all_of_them: bool) -> None:
-        """Reads the metrics of finished steps. One step stays in flight, so that the host never waits for the device it feeds."""
+        """Reads the metrics of finished steps. One step stays in flight, so that the host never waits for the device it feeds.
+
+        Of steps that are read together nobody knows when each was done: they are logged after the last, as equally fast.
+        """
+        read = []
         while len(self.pending) > (0 if all_of_them else 1):
             step, metrics, vote = self.pending.popleft()
             if self.votes is not None and vote is not None:
@@ -204,23 +208,28 @@ class Loop:
                     f"step {step}: {what} is not finite; the update is skipped ({self.skipped_in_a_row} in a row); not finite: {rows}"
                 )
             if step % self.config.log_every == 0 or step == self.config.steps:
-                self.log(step, {name: float(value) for name, value in metrics.items()})
+                read.append((step, {name: float(value) for name, value in metrics.items()}))
+        if read:
+            now, (then, step_then) = time.perf_counter(), self.logged
+            self.logged = (now, read[-1][0])
+            a_step = max(now - then, 1e-9) / (read[-1][0] - step_then)
+            stalled, self.stalled = self.stalled / max(now - then, 1e-9), 0.0
+            for step, metrics in read:
+                self.log(step, metrics, a_step, stalled)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        now, (then, step_then) = time.perf_counter(), self.logged
-        self.logged = (now, step)
-        rate = (step - step_then) * self.config.step_tokens / max(now - then, 1e-9)
+    def log(self, step: int, metrics: dict[str, float], a_step: float, stalled: float) -> None:
+        """Writes what a step was like; `a_step`: seconds that it took; `stalled`: the share of them that it waited for its batch."""
+        rate = self.config.step_tokens / a_step
         record = {
             "step": step, "split": "train", "loss": metrics["loss"], "grad_norm": metrics["grad_norm"],
             "learning_rate": metrics["learning_rate"], "update_ratio": metrics["update_ratio"], "skipped": int(metrics["skipped"]),
             "tokens": step * self.config.step_tokens, "time": self.seconds(), "tokens_per_second": rate,
             "mfu": rate * self.program.flops_per_token / self.program.peak_flops,
-            "data_stall": self.stalled / max(now - then, 1e-9),
+            "data_stall": stalled,
             **{name: value for name, value in metrics.items() if name not in METRICS},
         }  # fmt: skip
-        self.stalled = 0.0
         self.run.write_metrics(record)
-        self.console.progress(step, record, (self.config.steps - step) * (now - then) / max(step - step_then, 1))
+        self.console.progress(step, record, (self.config.steps - step) * a_step)
 
     def evaluate(self) -> bool | None:
         """The held-out loss, logged; returns whether it is the best so far, None if a signal cut it short."""

@@ -33,8 +33,8 @@ SCHEDULE_FREE_POWER = 2.0  # the average weighs an iterate by its rate to this p
 class ScheduleConfig:
     """How the learning rate moves, in optimiser steps. See `schedules.rate` for the formulas."""
 
-    kind: schedules.Schedule = "cosine"
-    warmup_steps: int = 100
+    kind: schedules.Schedule = "cosine"  # how the rate falls after the warmup
+    warmup_steps: int = 100  # in which the rate rises from 0
     horizon: int | None = None  # where cosine, linear and wsd reach the floor; None: the run's steps
     floor: float = 0.1  # the final rate as a fraction of the peak
     cooldown: float = 0.2  # wsd: the decaying part as a fraction of the horizon
@@ -57,18 +57,19 @@ class OptimizerConfig:
     Schedule-free averaging replaces a decay of the rate, so it wants the schedule `constant`; its beta1 is the interpolation's.
     """
 
+    # the update rule
     kind: Literal["sgd", "adam", "adamw", "lion", "adafactor", "muon", "schedule-free-adamw"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    learning_rate: float = 1e-3  # the peak of the schedule
+    weight_decay: float = 0.1  # of matrices and embeddings, times the rate; adam has none
+    momentum: float = 0.9  # sgd, and matrices under muon
+    beta1: float = 0.9  # decay of the mean of gradients
+    beta2: float = 0.95  # decay of the mean of their squares
+    eps: float = 1e-8  # added to the root of the mean of squares
     clip_norm: float | None = 1.0  # largest global norm of the gradient
     ema_decay: float | None = None  # keeps an exponential average of the weights, which evaluation uses
     adam_ratio: float = 1.0  # muon: the rate of the leaves that are no matrices, relative to learning_rate
     # muon: every attention head's projections are matrices of their own, smaller and cheaper
-    muon_per_head: bool = False
+    muon_per_head: bool = False  # muon: the projections of every attention head are matrices of their own
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):

@@ -59,7 +59,7 @@ def test_malformed_meshes_are_refused(text):
 
 
 def test_a_mesh_must_use_every_device():
-    with pytest.raises(UserError, match="has 4 devices, but 8 are here"):
+    with pytest.raises(UserError, match="has 4 devices, but there are 8"):
         sharding.parse_mesh("data=2,fsdp=2", 8)
 
 

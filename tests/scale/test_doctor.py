@@ -63,9 +63,11 @@ def test_an_old_driver_is_refused(monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_and_a_full_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert doctor.disk("run folder", tmp_path / "new").status == "FAIL"
-    monkeypatch.undo()
+    (tmp_path / "file").write_bytes(b"")
+    found = list(doctor.examine(doctor.Arguments(run_dir=str(tmp_path / "file" / "runs"))))
+    (place,) = [one for one in found if one.name == "run folder"]
+    assert place.status == "FAIL" and "Not a directory" in place.said and "--run-dir" in place.do
+    assert not {"clock", "writing"} & {one.name for one in found}
     monkeypatch.setattr(doctor, "ROOM", 1e30)
     assert doctor.disk("run folder", tmp_path / "new").status == "warn"
 

@@ -155,9 +155,16 @@ def test_for_tpus_no_gradient_is_reduced_whole_and_no_activation_at_all(run_pyth
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra plan-tpu is not installed")
-@pytest.mark.parametrize(("there", "words"), [("v5e-4", ["--mesh", "stage=2,fsdp=2"]), ("v5e-1", [])])
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ("v5e-4", ["--mesh", "stage=2,fsdp=2"]),
+        ("v5e-1", []),
+        ("v5e-4", ["--mesh", "fsdp=2,sequence=2", "--sequence-length", "1024", "--model.context", "1024"]),
+    ],
+)
 def test_small_steps_compile_for_tpus(there, words, run_python):
-    """Stages whose layers the config unrolls, and a host of one chip."""
+    """Stages whose layers the config unrolls, a host of one chip, heads that are padded where a device has some of the queries."""
     found = json.loads(
         run_python(PLAN.replace("cpu-8", there), json.dumps(["--batch", "8", "--fast", *words])).splitlines()[-1]
     )
@@ -170,9 +177,11 @@ def test_small_steps_compile_for_tpus(there, words, run_python):
         (["gpt2", "--topology", "cpu-1", "--mesh", "member=1"], "for the members of a sweep"),
         (["gpt2", "--topology", "v5e-17"], "there is no topology 'v5e-17'; did you mean"),
         (["gpt3", "--topology", "cpu-1"], "there is no experiment 'gpt3' .* did you mean .*gpt3-"),
-        (["gpt2", "--topology", "cpu-1", "--mesh", "fsdp=2"], "has 2 devices, but 1 are here"),
+        (["gpt2", "--topology", "cpu-1", "--mesh", "fsdp=2"], "has 2 devices, but there are 1"),
         (["gpt2", "--topology", "cpu-1", "--mesh", "fdsp=1"], "AXIS=SIZE"),
         (["gpt2", "--topology", "cpu-4096"], "devices already"),
+        (["gpt2", "--topology", ""], "there is no topology ''"),
+        (["gpt2", "--topology", "cpu-1", "--batch", "4", "--batch-size", "8"], "are the same"),
         (["--topology", "cpu-1"], "usage: research plan"),
     ],
 )

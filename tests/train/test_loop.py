@@ -72,6 +72,18 @@ def whole(text_file, tmp_path_factory):
     return of
 
 
+def test_steps_that_are_read_together_are_logged_as_equally_fast(config, tmp_path):
+    fit(config, tmp_path / "run", steps=8, log_every=1, checkpoint_every=2, eval_every=8)
+    rates = {
+        record["step"]: record["tokens_per_second"]
+        for record in rundir.read_metrics(tmp_path / "run")
+        if record["split"] == "train"
+    }
+    assert list(rates) == list(range(1, 9))
+    for step in range(1, 8, 2):  # one step stays in flight, and a checkpoint waits for it
+        assert rates[step] == rates[step + 1]
+
+
 def test_metrics_hold_every_logged_step_and_evaluation(whole, config):
     result, path = whole()
     lines = [json.loads(line, parse_constant=pytest.fail) for line in (path / "metrics.jsonl").read_text().splitlines()]
