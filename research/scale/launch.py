@@ -6,6 +6,7 @@ answers.
 """
 
 import dataclasses
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class Arguments:
     how: Literal["on-demand", "spot", "queued", "flex-start"] = "spot"
     through: Literal["cloud-tpu", "compute-engine"] = "cloud-tpu"  # tpu: which of Google's services makes it
     hours: int = 24  # tpu, flex-start: the longest that it may run; slurm: the time limit
+    bucket: str | None = None  # tpu: of Cloud Storage, mounted on every host as ~/runs, for run directories
     source: str = "."  # the working tree that is copied
     run: bool = False  # tpu: carry the commands out, and go on until the command has ended
     delete: bool = False  # tpu: delete the slice, and nothing else
@@ -47,6 +49,8 @@ class Arguments:
             raise UserError("--run and --dry-run exclude each other; give one")
         if not self.command.strip():
             raise UserError("--command is empty; give what is to run, as 'research train quickstart'")
+        if self.bucket is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", self.bucket):
+            raise UserError(f"--bucket is {self.bucket!r}; expected the bucket's name alone, without gs:// or a path")
         if self.hours < 1:
             raise UserError(f"--hours is {self.hours}; expected a whole number of at least 1")
 
@@ -88,8 +92,10 @@ def slurm(argv: Sequence[str]) -> int:
 
 def _written_only(argv: Sequence[str], kind: str) -> tuple[str, Arguments]:
     name, asked = _parsed(argv, kind)
-    if asked.run or asked.delete:
-        raise UserError(f"launch {kind} writes a file and starts nothing; --run and --delete are launch tpu's")
+    if asked.run or asked.delete or asked.bucket:
+        raise UserError(
+            f"launch {kind} writes a file and starts nothing; --run, --delete and --bucket are launch tpu's"
+        )
     return name, asked
 
 
@@ -107,7 +113,9 @@ def _parsed(argv: Sequence[str], kind: str) -> tuple[str, Arguments]:
 def sky_task(name: str, asked: Arguments, there: Topology) -> str:
     """A SkyPilot task, docs.skypilot.co: its hosts find each other by what SkyPilot tells them."""
     if there.platform == "tpu":
-        resources, nodes, extra = f"tpu-{there.name.partition('x')[0]}", there.slices, "tpu"
+        if there.slices > 1:
+            raise UserError(f"--topology {there.name}: SkyPilot is asked for one slice; launch tpu makes several")
+        resources, nodes, extra = f"tpu-{machines.accelerator(there)}", 1, "tpu"
     elif there.platform == "gpu":
         assert there.chip is not None
         resources, nodes, extra = f"{there.chip.name}:{there.devices // there.slices}", there.slices, "cuda"
@@ -123,8 +131,11 @@ resources:
 num_nodes: {nodes}
 workdir: {asked.source}
 setup: |
-  pip install -q -e '.[{extra}]'
+  command -v python3.11 > /dev/null || {{ {machines.PYTHON}; }}
+  python3.11 -m venv ~/{machines.ENVIRONMENT}
+  ~/{machines.ENVIRONMENT}/bin/pip install -q -e '.[{extra}]'
 run: |
+  . ~/{machines.ENVIRONMENT}/bin/activate
   {command}{f" {place}" if nodes > 1 and there.platform == "gpu" else ""}
 """
 

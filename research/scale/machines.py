@@ -29,8 +29,19 @@ HOSTS = {
     ("v5p", 4): "ct5p-hightpu-4t", ("v6e", 1): "ct6e-standard-1t", ("v6e", 4): "ct6e-standard-4t", ("v6e", 8): "ct6e-standard-8t",
 }  # fmt: skip
 IMAGE = ("ubuntu-os-accelerator-images", "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e")
+# What mounts a bucket as a folder, as it is released for Ubuntu.
+GCSFUSE = "3.11.1"
+GCSFUSE_AT = f"https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v{GCSFUSE}/gcsfuse_{GCSFUSE}_amd64.deb"
+PYTHON = "sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv"  # which the images lack
 # In a worker's home folder.
-HOME, ENVIRONMENT, READY, LOG, EXIT = "purestep", "purestep-env", "purestep.ready", "purestep.log", "purestep.exit"
+RUNS, HOME, ENVIRONMENT, READY, LOG, EXIT = (
+    "runs",
+    "purestep",
+    "purestep-env",
+    "purestep.ready",
+    "purestep.log",
+    "purestep.exit",
+)
 POLL = 60.0  # seconds between looks at a machine
 RESTARTS = 20  # times that a run is started again before a person has to look
 AGAIN = (75, 143, 255)  # codes of a command that is to be started again: stuck, after a signal, a connection that broke
@@ -48,13 +59,20 @@ def distributed(command: str) -> str:
     raise UserError(f"--command {command!r} has several commands; write --distributed behind the one that trains")
 
 
-def machine(name: str, asked: Any, there: Topology) -> "Machine":
-    """The machine of a topology that the arguments of `research launch tpu` ask for. Raises UserError for one that there is not."""
-    kind = there.name.partition("-")[0]
+def accelerator(there: Topology) -> str:
+    """What Cloud TPU calls a slice. Raises UserError for what it is not asked for here."""
+    kind, _, size = there.name.partition("-")
     if kind not in ACCELERATORS:
         raise UserError(
-            f"--topology {there.name}: launch tpu makes slices of {', '.join(ACCELERATORS)}; see launch sky and launch slurm"
+            f"--topology {there.name}: slices are made of {', '.join(ACCELERATORS)}; GPUs by launch sky and launch slurm"
         )
+    return ACCELERATORS[kind].format(size.partition("x")[0])
+
+
+def machine(name: str, asked: Any, there: Topology) -> "Machine":
+    """The machine of a topology that the arguments of `research launch tpu` ask for. Raises UserError for one that there is not."""
+    accelerator(there)
+    kind = there.name.partition("-")[0]
     if asked.zone is None:
         raise UserError("--zone is missing; give the zone that has the slice, as us-west4-a")
     if asked.through == "cloud-tpu":
@@ -135,15 +153,18 @@ class Machine(ABC):
         ]  # fmt: skip
 
     def install(self) -> list[str]:
-        """Python 3.11, which the image lacks, and the project with JAX for TPUs."""
+        """Python 3.11, the project with JAX for TPUs, and what mounts a bucket where there is one."""
+        fuse = f"curl -sSfL -o gcsfuse.deb {GCSFUSE_AT} && sudo apt-get -qq install -y ./gcsfuse.deb && "
         return self.ssh(
-            "sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv tmux && "
+            f"{PYTHON} tmux && {fuse if self.asked.bucket else ''}"
             f"python3.11 -m venv {ENVIRONMENT} && {ENVIRONMENT}/bin/pip install -q -e './{HOME}[tpu]' && touch {READY}"
         )
 
     def start(self) -> list[str]:
         """The command under tmux on every worker, unless it runs there already: it outlives the connection, and leaves its exit code behind."""
-        inner = f"cd ~/{HOME} && . ~/{ENVIRONMENT}/bin/activate && {self.command} >> ~/{LOG} 2>&1; echo $? > ~/{EXIT}"
+        mount = f"mkdir -p ~/{RUNS} && {{ mountpoint -q ~/{RUNS} || gcsfuse {self.asked.bucket} ~/{RUNS}; }} >> ~/{LOG} 2>&1 && "
+        inner = f"cd ~/{HOME} && . ~/{ENVIRONMENT}/bin/activate && {{ {self.command}; }} >> ~/{LOG} 2>&1; echo $? > ~/{EXIT}"
+        inner = mount + inner if self.asked.bucket else inner
         begin = f"rm -f {EXIT}; tmux new-session -d -s purestep {shlex.quote(inner)}"
         return self.ssh(f"tmux has-session -t purestep 2>/dev/null || {{ {begin}; }}")
 
@@ -198,21 +219,17 @@ class Slice(Machine):
     READY_STATE = "READY"
     GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "DELETING", "")
 
-    @property
-    def accelerator(self) -> str:
-        return ACCELERATORS[self.kind].format(self.there.name.partition("-")[2].partition("x")[0])
-
     def create(self) -> list[str]:
         how = self.asked.how
         if how in ("queued", "flex-start"):
             return self._queued(f"--node-id={self.name}")
         spot = ["--spot"] if how == "spot" else []
-        words = (f"--accelerator-type={self.accelerator}", f"--version={RUNTIMES[self.kind]}", *spot)
+        words = (f"--accelerator-type={accelerator(self.there)}", f"--version={RUNTIMES[self.kind]}", *spot)
         return self.gcloud("tpus", "tpu-vm", "create", self.name, *words)
 
     def _queued(self, *nodes: str) -> list[str]:
         how = self.asked.how
-        words = [*nodes, f"--accelerator-type={self.accelerator}", f"--runtime-version={RUNTIMES[self.kind]}"]
+        words = [*nodes, f"--accelerator-type={accelerator(self.there)}", f"--runtime-version={RUNTIMES[self.kind]}"]
         words += {
             "spot": ["--spot"],
             "flex-start": ["--provisioning-model=flex-start", f"--max-run-duration={self.asked.hours}h"],
@@ -302,7 +319,7 @@ def must(command: Sequence[str], execute: Execute, say: Callable[[str], None]) -
     say(shlex.join(command))
     code, out = execute(command)
     if code:
-        raise UserError(f"{shlex.join(command)} ended with {code}: {out.strip()[-300:]}")
+        raise UserError(f"{shlex.join(command)} ended with {code}: {' '.join(out.split())}")
 
 
 def execute(command: Sequence[str]) -> tuple[int, str]:
@@ -310,4 +327,4 @@ def execute(command: Sequence[str]) -> tuple[int, str]:
     if any(EXIT in word and "tail" in word for word in command):
         return subprocess.run(list(command), check=False).returncode, ""
     done = subprocess.run(list(command), capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout or done.stderr
+    return done.returncode, done.stdout if done.returncode == 0 else done.stderr or done.stdout

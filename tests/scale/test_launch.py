@@ -231,7 +231,7 @@ def test_a_queue_is_waited_for():
         (["tpu"], "usage"),
         (["tpu", "Bad_Name", *ZONE], "no name for a machine"),
         (["tpu", "a"], "--zone is missing"),
-        (["tpu", "a", *ZONE, "--topology", "h100x8"], "launch tpu makes slices of"),
+        (["tpu", "a", *ZONE, "--topology", "h100x8"], "slices are made of v5e, v5p, v6e"),
         (["tpu", "a", *ZONE, "--through", "compute-engine"], "Compute Engine is asked for one host"),
         (
             ["tpu", "a", *ZONE, "--topology", "v6e-4", "--through", "compute-engine", "--how", "queued"],
@@ -244,6 +244,11 @@ def test_a_queue_is_waited_for():
         (["slurm", "a", "--topology", "h100x8", "--run"], "starts nothing"),
         (["sky", "a", "--delete"], "starts nothing"),
         (["tpu", "a", *ZONE, "--command", "python a.py && echo done"], "write --distributed behind"),
+        (["tpu", "a", *ZONE, "--bucket", "gs://mine"], "the bucket's name alone"),
+        (["tpu", "a", *ZONE, "--bucket", "a b"], "the bucket's name alone"),
+        (["slurm", "a", "--topology", "h100x8", "--bucket", "mine"], "starts nothing"),
+        (["sky", "a", "--topology", "v5e-16x2"], "SkyPilot is asked for one slice"),
+        (["sky", "a", "--topology", "tpu7x-8"], "slices are made of"),
         (["moon", "a"], "tpu, sky, slurm"),
     ],
 )
@@ -267,7 +272,39 @@ def test_a_task_for_skypilot(call_verb, tmp_path):
     text = file.read_text()
     assert "accelerators: H100:8" in text and "num_nodes: 2" in text and "use_spot: true" in text
     assert "research train quickstart --distributed --coordinator $(echo" in text
-    assert "accelerators: tpu-v5e-16" in launch.sky_task("a", launch.Arguments(), topology("v5e-16"))
+    slice_ = launch.sky_task("a", launch.Arguments(), topology("v5e-16"))
+    assert "accelerators: tpu-v5litepod-16" in slice_ and "num_nodes: 1" in slice_ and "'.[tpu]'" in slice_
+    assert slice_.rstrip().endswith("research train quickstart --distributed")
+
+
+def test_a_bucket_is_mounted_before_the_command_and_nowhere_without_one(call_verb):
+    words = ["--command", "research train a.py --run-dir ~/runs/a"]
+    code, out, _ = call_verb("launch", "tpu", "mine", *ZONE, "--bucket", "my-bucket", *words)
+    assert code == 0
+    install, start = (next(line for line in out.splitlines() if part in line) for part in ("venv tmux", "new-session"))
+    assert "apt-get -qq install -y ./gcsfuse.deb" in install
+    assert start.index("mountpoint -q ~/runs || gcsfuse my-bucket ~/runs") < start.index("research train a.py")
+    assert "gcsfuse" not in call_verb("launch", "tpu", "mine", *ZONE, *words)[1]
+
+
+def test_what_is_started_on_a_worker_leaves_its_exit_code(tmp_path, monkeypatch):
+    """The command that `start` hands to a worker's shell, run here, with a `tmux` and a `gcsfuse` that do as they are told."""
+    for name, does in (
+        ("tmux", 'case $1 in has-session) exit 1;; *) eval "${!#}";; esac'),
+        ("gcsfuse", 'touch "$2/mounted"'),
+    ):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / machines.HOME).mkdir()
+    (tmp_path / machines.ENVIRONMENT / "bin").mkdir(parents=True)
+    (tmp_path / machines.ENVIRONMENT / "bin" / "activate").write_text("")
+    asked = launch.Arguments(zone="z", bucket="mine", command="echo --distributed ; ls ~/runs; false")
+    (told,) = [word for word in machines.Slice("a", asked, topology("v5e-16")).start() if word.startswith("--command=")]
+    assert subprocess.run(["bash", "-c", told.partition("=")[2]], cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / machines.EXIT).read_text() == "1\n"
+    assert (tmp_path / machines.LOG).read_text() == "--distributed\nmounted\n"
 
 
 def test_a_script_for_slurm(call_verb):
