@@ -47,6 +47,7 @@ class Chip:
 # data sheets of A100 SXM, H100 SXM, H200 SXM, B200 (HGX) and L4, whose NVLink bandwidths are of both directions too; a network card of 400 Gbit/s a
 # GPU, as in DGX H100, of 200 for A100. `usable` of TPUs is what libtpu 0.0.42 says of an allocation that does not fit (2026-11); of GPUs the share
 # that training takes of what CUDA says of the device (an H200's own words, 2026-11-27; of the others as OpenXLA's descriptions have it).
+# `sustained`: a bfloat16 product of 8,192 x 8,192 random numbers, as others have measured it (769 to 798 TFLOP/s on H100 and H200, 2026-11).
 CHIPS = {
     chip.name: chip
     for chip in (
