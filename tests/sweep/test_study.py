@@ -210,7 +210,7 @@ def test_a_worker_that_was_taken_for_dead_drops_what_was_taken_over(sweep, monke
 
 
 def test_a_diverged_choice_is_over(sweep):
-    found = sweep({"init_scale": [1.0, 1e30]}, {"max_skipped": 2}, pruner="median").run()
+    found = sweep({RATE: [1e-3, 1e30]}, {"max_skipped": 2}, pruner="median").run()
     assert sorted(line["status"] for line in found.lines) == ["complete", "diverged"]
 
 

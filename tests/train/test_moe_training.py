@@ -82,10 +82,10 @@ def test_training_lowers_the_loss_and_the_balance_term_evens_out_the_experts(mod
 def test_what_the_task_reports_is_logged(text_file):
     records, nothing = [], lambda *_: None
     running = SimpleNamespace(
-        logged=(0.0, 0), stalled=0.0, config=tiny_runs.config(text_file), seconds=lambda: 1.0, console=SimpleNamespace(progress=nothing),
+        config=tiny_runs.config(text_file), seconds=lambda: 1.0, console=SimpleNamespace(progress=nothing),
         program=SimpleNamespace(flops_per_token=1.0, peak_flops=1.0), run=SimpleNamespace(write_metrics=records.append),
     )  # fmt: skip
-    Loop.log(running, 2, {**dict.fromkeys(S.METRICS, 0.5), "balance": 1.25, "router_z": 4.0})
+    Loop.log(running, 2, {**dict.fromkeys(S.METRICS, 0.5), "balance": 1.25, "router_z": 4.0}, a_step=0.5, stalled=0.1)
     assert records[0]["balance"] == 1.25 and records[0]["router_z"] == 4.0 and "bad_leaf" not in records[0]
 
 
