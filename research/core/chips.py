@@ -77,9 +77,7 @@ def lookup(device_kind: str) -> Chip | None:
 
 def measured_matmul_flops(size: int = 1024, seconds: float = 0.3, dtype: str = "float32") -> float:
     """FLOP/s of the best of several `size x size` products of random numbers on the default device: the stand-in peak of a CPU."""
-    a = jax.random.normal(
-        jax.random.key(0), (size, size), dtype
-    )  # zeros would take less power, and so be faster on a GPU
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)  # zeros take a GPU less power, and so less time
     return 2 * size**3 / _least_seconds(lambda a: a @ a, a, seconds)
 
 

@@ -118,7 +118,8 @@ def dots(x: jax.Array, ws: Sequence[jax.Array], bs: Sequence[jax.Array | None]) 
 
 def norm(x: jax.Array, p: dict[str, jax.Array], config: ModelConfig) -> jax.Array:
     """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467) over the dimensions of its scale, the last ones, in at least float32."""
-    scale = p["scale"] if config.norm_scale == "plain" else 1 + p["scale"]
+    scale = at_least_float32(p["scale"])
+    scale = scale if config.norm_scale == "plain" else 1 + scale
     return jnp.asarray(_norm(x, scale, p.get("bias"), config.norm == "layer", config.norm_eps))
 
 
