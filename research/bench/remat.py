@@ -74,7 +74,7 @@ def _side(shape: shapes.Shape, policy: str) -> tuple[Any, int, float]:
     )
     cpu = program.mesh.devices.flat[0].platform == "cpu"
     peak = aot.peak_bytes(program.compiled_step, cpu)
-    kept = roofline.kept_bytes(model, shape.tokens, 1) * (2 if cpu else 1)
+    kept = roofline.kept_bytes(model, shape.tokens, 1, 1) * (2 if cpu else 1)
     batches = itertools.cycle([program.put_batch(program.batches(i)) for i in range(2)])
     run = ours.stepper(program, functools.partial(next, batches))
     run(1)

@@ -73,12 +73,21 @@ def capacities(moe: MoEConfig, T: int) -> list[int]:
     return [min(length, -(-share.numerator * length // share.denominator)) for length in range(T + 1)]
 
 
-def implementation(config: ModelConfig) -> str:
-    """`ragged` or `dense`: what the config asks for, or what `auto` takes on the mesh in use."""
+def implementation(config: ModelConfig, sizes: dict[str, int] | None = None) -> str:
+    """`ragged` or `dense`: what the config asks for, or what `auto` takes on a mesh of these sizes, that in use if None."""
     if config.moe.implementation != "auto":
         return config.moe.implementation
-    spread = sharding.axis_size("expert") > 1 or sharding.axis_size("sequence") > 1
-    return "dense" if spread else "ragged"
+    sizes = sharding.axis_sizes() if sizes is None else sizes
+    return "dense" if sizes.get("expert", 1) > 1 or sizes.get("sequence", 1) > 1 else "ragged"
+
+
+def visits(config: ModelConfig, T: int, sizes: dict[str, int]) -> float:
+    """How many experts work on a token of a row of T, on a mesh of these sizes: `top_k`, or all where each works on every token, or what their queues
+    have places for."""
+    moe = config.moe
+    if implementation(config, sizes) == "ragged":
+        return moe.top_k
+    return moe.experts * (1.0 if moe.capacity_factor is None else capacities(moe, T)[-1] / T)
 
 
 def apply(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, written_BT: jax.Array | None = None):

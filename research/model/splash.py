@@ -30,8 +30,8 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask, *, scale, cap=None, **_) -> jax.Array:
     k_BSKH, v_BSKH = (beside_queries(x, N) for x in (k_BSKH, v_BSKH))
     kernel, segments = _kernel(mask, T, N if N % tensor else N // tensor, cap)
     q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
-    heads_first = [jnp.moveaxis(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH)]
-    return jnp.moveaxis(_on_shards(kernel, *heads_first, segments), 1, 2)
+    q_BNTH, k_BKSH, v_BKSH = (jnp.moveaxis(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return jnp.moveaxis(_on_shards(kernel, q_BNTH, k_BKSH, v_BKSH, segments), 1, 2)
 
 
 def beside_queries(x_BSKH: jax.Array, heads: int) -> jax.Array:

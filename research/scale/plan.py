@@ -14,7 +14,7 @@ from research.core import params as P
 from research.core import sharding
 from research.core.errors import UserError
 from research.data.mixed import prepare
-from research.model import transformer
+from research.model import moe, transformer
 from research.model.config import ModelConfig
 from research.scale import aot, hlo, roofline, search, traffic
 from research.scale.topology import Topology
@@ -22,7 +22,7 @@ from research.train import config as C
 from research.train import experiments, start
 from research.train.program import Program, check_single, mesh_of, with_vocabulary
 
-TRIED = 4  # ways to run that are compiled, of those that the search sorts first
+TRIED = 4  # ways to run that are compiled, of those that the search sorts first; as many again where none of them fits
 LONGEST = 8192  # tokens of a row that a preset is planned with, where its context is longer
 
 
@@ -137,8 +137,15 @@ def best(
     if config.mesh != "auto" or topology.chip is None:
         return make(program_for(config, target.devices), target, fast), []
     fixed = frozenset(name for name in ("micro_batches", "model.remat") if name in given)
-    tried, plans = [], []
-    for choice in search.choices(known(config), topology, topology.chip.room, fixed)[:TRIED]:
+    tried, plans, room = [], [], topology.chip.room
+    over = dict.fromkeys(
+        search.POLICIES, 1.0
+    )  # by how much what does not fit exceeds its estimate, by policy of recomputation
+    for choice in search.choices(known(config), topology, room, fixed):
+        if len(tried) >= TRIED and (plans or len(tried) >= 2 * TRIED):
+            break
+        if choice.bytes * over[choice.config.model.remat] > room:
+            continue
         made = make(program_for(choice.config, target.devices), target, fast=True)
         tried.append({**_choice(choice.config), "fits": made.fits, "peak_bytes_per_chip": made.compiled.peak,
                       "step_seconds": None if made.prediction is None else made.prediction.seconds})  # fmt: skip
@@ -146,6 +153,9 @@ def best(
             + (f"{made.prediction.seconds:.3g} s a step" if made.prediction else "does not fit"))  # fmt: skip
         if made.fits and made.prediction is not None:
             plans.append(made)
+        elif not made.fits:
+            policy = made.program.model.remat
+            over[policy] = max(over[policy], made.compiled.peak / choice.bytes)
     if not plans:  # what is asked for as it is
         return make(program_for(config, target.devices), target, fast), tried
     chosen = min(plans, key=lambda made: made.prediction.seconds if made.prediction else math.inf)
@@ -214,7 +224,10 @@ def saved(program: Program) -> int:
     rows = config.batch_size / config.micro_batches / sharding.batch_shards(program.mesh)
     tokens = rows * config.row_tokens / mesh.get("sequence", 1)
     turns = traffic.turns_a_microbatch(traffic.schedule(config, mesh))
-    kept = roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1)) * traffic.computed_bytes(program) / 2
+    visits = moe.visits(program.model, config.row_tokens, mesh)
+    kept = (
+        roofline.kept_bytes(program.model, tokens, mesh.get("tensor", 1), visits) * traffic.computed_bytes(program) / 2
+    )
     return round(turns * kept)
 
 

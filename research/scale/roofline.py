@@ -8,13 +8,14 @@ layers compute; those of activations (`tensor`, `sequence`, `expert`, `stage`) a
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
 from research.core import params as P
 from research.core.chips import Chip
-from research.model import flops, mlp, pipeline, transformer
+from research.model import flops, mlp, moe, pipeline, transformer
 from research.model.config import ModelConfig
 from research.scale import traffic
 from research.scale.hlo import Collective
@@ -64,16 +65,21 @@ class Prediction:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def work(config: C.Config, model: ModelConfig, devices: int) -> Work:
-    """What a device does in a step of a config, its share of an even split."""
+def work(config: C.Config, model: ModelConfig, sizes: dict[str, int]) -> Work:
+    """What a device of a mesh of these sizes does in a step of a config, its share of an even split."""
+    devices = math.prod(sizes.values())
     tokens, again = config.step_tokens / devices, RECOMPUTED[model.remat]
     head = 2 * model.V * model.width
     slots = [slot for slots, repeats in model.segments for slot in slots * repeats]
     seen = sum(4 * model.heads * model.H * flops.keys_per_query(slot, model, config.row_tokens) for slot in slots)
     layers = flops.forward_flops_per_token(model, config.row_tokens) - seen - head
+    visits = moe.visits(model, config.row_tokens, sizes)
+    sparse = [slot for slot in slots if slot.feed_forward == "moe"]
+    expert = 2 * (len(mlp.inner_names(model)) + 1) * model.width * moe.expert_width(model)
+    layers += len(sparse) * expert * (visits - model.moe.top_k)  # of experts that the token was not sent to
     tiled = 1 if config.task.head_tile is not None else 0
     attention = seen * CAUSAL * (1 + BACKWARD_ATTENTION + (1 if model.remat in ("full", "matmuls") else 0))
-    moved = 2 * _elements(model) * len(slots) * (3 + (1 if model.remat != "none" else 0))
+    moved = 2 * _elements(model, visits) * len(slots) * (3 + (1 if model.remat != "none" else 0))
     passes = OPTIMIZER_PASSES + (ACCUMULATION_PASSES * config.micro_batches if config.micro_batches > 1 else 0)
     state = passes * 4 * P.count(transformer.specs(model)) / devices
     moved += 2 * model.V * (LOGITS_PASSES + 3 * tiled)
@@ -82,28 +88,32 @@ def work(config: C.Config, model: ModelConfig, devices: int) -> Work:
     return Work(products + of_head, tokens * attention, tokens * moved + state, of_head / total)
 
 
-def kept_bytes(model: ModelConfig, tokens: float, tensor: int) -> float:
-    """Bytes that the forward pass of so many tokens keeps of all layers for the gradient, in bfloat16, by the policy of recomputation."""
+def kept_bytes(model: ModelConfig, tokens: float, tensor: int, visits: float) -> float:
+    """Bytes that the forward pass of so many tokens keeps of all layers for the gradient, in bfloat16, by the policy of recomputation. `visits`: the
+    experts that work on a token, in models that have some."""
     heads, keys = model.heads * model.H / tensor, 2 * model.K * model.H / tensor
-    inner, stream = len(mlp.inner_names(model)) * model.F / tensor, model.width / tensor
+    within, stream = len(mlp.inner_names(model)) * inner(model, visits) / tensor, model.width / tensor
     a_layer = {
-        "full": stream, "attention": stream + heads, "matmuls": 3 * stream + heads + keys + inner,
-        "none": 8 * stream + 2 * heads + keys + 2 * inner,
+        "full": stream, "attention": stream + heads, "matmuls": 3 * stream + heads + keys + within,
+        "none": 8 * stream + 2 * heads + keys + 2 * within,
     }[model.remat]  # fmt: skip
     return 2 * tokens * a_layer * model.layers
 
 
-def _elements(model: ModelConfig) -> float:
+def inner(model: ModelConfig, visits: float) -> float:
+    """Elements between the products of a token's feed-forward, or of the experts that work on it."""
+    return visits * moe.expert_width(model) if "moe" in model.feed_forward else model.F
+
+
+def _elements(model: ModelConfig, visits: float) -> float:
     """Elements a token that a layer reads and writes outside of its products: the stream for norms and residuals, heads for rotations, the inner
     width for its non-linearity."""
-    sparse = "moe" in model.feed_forward
-    inner = model.moe.top_k * (model.moe.width or model.F) if sparse else model.F
-    return 10 * model.width + 4 * inner + 6 * model.heads * model.H
+    return 10 * model.width + 4 * inner(model, visits) + 6 * model.heads * model.H
 
 
 def predict(program: Program, chip: Chip, collectives: list[Collective], node: np.ndarray) -> Prediction:
     """The step's prediction. `node`: which slice or node each device of the mesh is on, by its place among the partitions."""
-    done = work(program.config, program.model, program.mesh.size)
+    done = work(program.config, program.model, dict(program.mesh.shape))
     parts = done.seconds(chip)
     parts["waiting"] = waiting(sum(parts.values()), done, traffic.schedule(program.config, dict(program.mesh.shape)))
     computing = sum(parts.values())

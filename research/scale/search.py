@@ -12,7 +12,7 @@ from research.core import params as P
 from research.core import sharding
 from research.core.chips import Chip
 from research.core.errors import UserError
-from research.model import transformer
+from research.model import moe, transformer
 from research.model.config import ModelConfig
 from research.scale import roofline, traffic
 from research.scale.topology import Topology, larger_topologies
@@ -114,9 +114,15 @@ def estimate(config: C.Config, topology: Topology) -> Choice:
     tokens = (
         config.batch_size / shards / config.micro_batches * config.row_tokens / sizes.get("sequence", 1)
     )  # of a device and pass
-    kept = roofline.kept_bytes(model, tokens, tensor) * traffic.turns_a_microbatch(traffic.schedule(config, sizes))
+    visits = moe.visits(model, config.row_tokens, sizes)
+    kept = roofline.kept_bytes(model, tokens, tensor, visits) * traffic.turns_a_microbatch(
+        traffic.schedule(config, sizes)
+    )
     weights = 2 * sum(p.size for path, p in specs.items() if path.startswith("decoder")) / max(1, model.layers) / tensor
-    layer = 2 * tokens * (4 * model.width + (3 * model.F + 4 * model.heads * model.H) / tensor) + 2 * weights
+    layer = (
+        2 * tokens * (4 * model.width + (3 * roofline.inner(model, visits) + 4 * model.heads * model.H) / tensor)
+        + 2 * weights
+    )
     tile = tokens if config.task.head_tile is None else min(tokens, config.task.head_tile)
     head = tile * model.V / tensor * 6 + 2 * 2 * model.V * model.width / tensor
     seconds = math.inf if chip is None else analytic_seconds(config, sizes, chip, topology.slices)
@@ -125,8 +131,8 @@ def estimate(config: C.Config, topology: Topology) -> Choice:
 
 def analytic_seconds(config: C.Config, sizes: dict[str, int], chip: Chip, slices: int) -> float:
     """Seconds of a step by the roofline, messages by theory."""
-    model, devices, reached = config.model, math.prod(sizes.values()), roofline.REACHED
-    done, plan = roofline.work(config, model, devices), traffic.schedule(config, sizes)
+    model, reached = config.model, roofline.REACHED
+    done, plan = roofline.work(config, model, sizes), traffic.schedule(config, sizes)
     computing = sum(done.seconds(chip).values())
     computing += roofline.waiting(computing, done, plan)
     if chip.link is None:

@@ -113,13 +113,7 @@ def theory(config: C.Config, model: ModelConfig, sizes: dict[str, int], itemsize
     if model.moe.capacity_factor is None:  # every expert sees every row
         dealt = stream * (size["expert"] - 1)
     else:
-        dealt = (
-            stream
-            * moe.capacities(model.moe, config.row_tokens)[-1]
-            * model.moe.experts
-            / config.row_tokens
-            * share("expert")
-        )
+        dealt = stream * moe.visits(model, config.row_tokens, sizes) * share("expert")
     handed = 0.0 if plan is None else plan.turns * stream * size["stage"] / plan.microbatches / size["tensor"]
     out = {
         "data": 2 * itemsize * other * share("data"),

@@ -1,5 +1,6 @@
 """The roofline: what it says of published runs by arithmetic alone, and of messages by theory."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from research.core import chips
-from research.families import llama
+from research.families import llama, preset
 from research.scale import gpus, roofline, search
 from research.scale.hlo import Collective
 from research.scale.topology import topology
@@ -64,11 +65,23 @@ def test_a_message_takes_what_leaves_a_device_over_its_links(kind, bytes, sent):
 def test_recomputation_costs_its_passes_and_saves_its_bytes():
     config, model = Config(model=published(4096, "full"), batch_size=8), published(4096, "full")
     none = published(4096, "none")
-    full, without = roofline.work(config, model, 8), roofline.work(config, none, 8)
+    full, without = roofline.work(config, model, {"fsdp": 8}), roofline.work(config, none, {"fsdp": 8})
     head = 2 * model.V * model.width * 2048
     assert (full.products - 3 * head) / (without.products - 3 * head) == pytest.approx(4 / 3)
-    kept = [roofline.kept_bytes(published(4096, name), 2048, 1) for name in ("full", "attention", "matmuls", "none")]
+    kept = [roofline.kept_bytes(published(4096, name), 2048, 1, 1) for name in ("full", "attention", "matmuls", "none")]
     assert kept == sorted(kept) and kept[0] == 2 * 2048 * 4096 * 32
+
+
+def test_experts_that_a_token_was_not_sent_to_work_on_it_where_they_are_spread_and_drop_nothing():
+    dropless, dropping = preset("mixtral-8x7b"), preset("mixtral-8x7b")
+    dropping = dataclasses.replace(dropping, moe=dataclasses.replace(dropping.moe, capacity_factor=1.25))
+    expert = 3 * 2 * 3 * dropless.width * dropless.F * dropless.layers * 4096  # of each token: three products, and back
+    base, config = {"fsdp": 8}, Config(model=dropless, batch_size=8, sequence_length=4096)
+    for model, sizes, more in (
+        (dropless, {"expert": 8}, 6), (dropless, {"sequence": 2, "fsdp": 4}, 6), (dropping, base, 0), (dropping, {"expert": 8}, 0.5),
+    ):  # fmt: skip
+        extra = roofline.work(config, model, sizes).products - roofline.work(config, dropless, base).products
+        assert extra == pytest.approx(more * expert, rel=1e-3, abs=1e-6 * expert), (model.moe, sizes)
 
 
 def test_a_gpu_is_described_by_its_facts():
