@@ -39,7 +39,7 @@ def test_its_config_builds_state_and_step_abstractly(name):
     assert experiment.name == name and experiment.config.run_dir is None and experiment.description
     config = experiment.config
     assert core_config.set_values(C.Config(), core_config.to_dict(config), name) == config
-    model = program.with_vocabulary(config.model, VOCABULARY)
+    model = lm.with_vocabulary(config.model, VOCABULARY)
     built = program.Program(config, None, model, None, C.hypers(config))  # type: ignore[arg-type]
     state = jax.eval_shape(built.init_function, built.hypers)
     assert sum(x.size for x in jax.tree.leaves(state.params)) == built.n_params == P.count(built.specs)
@@ -57,9 +57,9 @@ def test_the_sizes_are_the_published_ones():
     gpt2 = experiments.load("gpt2_124m").config
     assert P.count(program.transformer.specs(dataclasses.replace(gpt2.model, vocab_size=50257))) == 124_439_808
     assert gpt2.batch_size * gpt2.model.context == 491_520
-    quick = program.with_vocabulary(experiments.load("quickstart").config.model, VOCABULARY)
+    quick = lm.with_vocabulary(experiments.load("quickstart").config.model, VOCABULARY)
     assert 0.9e6 < P.count(program.transformer.specs(quick)) < 1.3e6
-    small = program.with_vocabulary(experiments.load("shakespeare").config.model, 65)
+    small = lm.with_vocabulary(experiments.load("shakespeare").config.model, 65)
     assert 0.7e6 < P.count(program.transformer.specs(small)) < 0.9e6 and small.context == 64
 
 

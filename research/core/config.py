@@ -30,13 +30,16 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def field_types(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf field of a config class by its dotted name, with its annotation."""
+def field_types(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf field of a config, or of a class of configs, by its dotted name, with its annotation. A config's inner ones are what it holds, which
+    may have more fields than their annotation."""
+    cls = config if isinstance(config, type) else type(config)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            yield from field_types(typing.cast(type, hint), f"{prefix}{field.name}.")
+            inner = typing.cast(type, hint) if config is cls else getattr(config, field.name)
+            yield from field_types(inner, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", hint
 
@@ -62,7 +65,7 @@ def set_values(config: Any, values: dict[str, Any], source: str) -> Any:
 
     Raises UserError, naming `source`, the field and the nearest valid name, for a name that does not exist or a value of a wrong type.
     """
-    kinds, converted = dict(field_types(type(config))), {}
+    kinds, converted = dict(field_types(config)), {}
     for name, value in flat(values).items():
         if name not in kinds:
             raise UserError(f"{source}: there is no field {name!r}; did you mean {nearest(name, list(kinds))!r}?")
@@ -125,7 +128,7 @@ def parse(default: Any, argv: Sequence[str], prog: str, description: str = "") -
     import tyro
 
     if not {"-h", "--help"} & set(argv):
-        _check_names(type(default), argv)
+        _check_names(default, argv)
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
@@ -137,11 +140,11 @@ def parse(default: Any, argv: Sequence[str], prog: str, description: str = "") -
         raise UserError(_ill_typed(default, argv, prog) or " ".join(err.getvalue().split())) from None
 
 
-def _options(cls: type) -> dict[str, Any]:
+def _options(config: Any) -> dict[str, Any]:
     """Every option the parser knows: dotted names, with the prefix of `flattened` fields removed, and `no-` forms of flags."""
-    flattened = getattr(cls, "flattened", ())
+    flattened = getattr(config, "flattened", ())
     names = {}
-    for name, hint in field_types(cls):
+    for name, hint in field_types(config):
         head, _, rest = name.partition(".")
         name = rest if head in flattened and rest else name
         names[_canonical(name)] = hint
@@ -170,8 +173,8 @@ def _written(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def _check_names(cls: type, argv: Sequence[str]) -> None:
-    known = _options(cls)
+def _check_names(config: Any, argv: Sequence[str]) -> None:
+    known = _options(config)
     for name, words in _written(argv):
         if not name:
             raise UserError(f"unexpected argument {(words or ['--'])[0]!r}; overrides are written --FIELD VALUE")
@@ -190,7 +193,7 @@ def _ill_typed(default: Any, argv: Sequence[str], prog: str) -> str | None:
     """Which option the parser refuses when it stands alone, in one line."""
     import tyro
 
-    known = _options(type(default))
+    known = _options(default)
     for name, words in _written(argv):
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

@@ -49,6 +49,11 @@ class Corpus:
     folder: Path | None = None
     cleaning: Counts | None = None
 
+    @property
+    def described(self) -> str:
+        """How much there is to train on, in words."""
+        return f"{len(self.train):,} training tokens of {self.tokenizer.vocab_size} kinds"
+
 
 def prepare(
     data: str,

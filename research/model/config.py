@@ -20,8 +20,9 @@ GATED = ("swiglu", "geglu", "geglu-tanh")
 
 def check_choices(config, where: str) -> None:
     """Raises UserError when a field holds anything but what its annotation allows: an unknown choice, 1.5 for an int, a list for a tuple."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
+    hints = get_type_hints(type(config))
+    for name in (field.name for field in dataclasses.fields(config)):
+        hint, value = hints[name], getattr(config, name)
         if get_origin(hint) is tuple:
             require(isinstance(value, tuple), f"{where}.{name}", value, "a tuple")
         if not dataclasses.is_dataclass(hint):

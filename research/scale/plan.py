@@ -18,9 +18,10 @@ from research.model import moe, transformer
 from research.model.config import ModelConfig
 from research.scale import aot, hlo, roofline, search, traffic
 from research.scale.topology import Topology
+from research.tasks.lm import LMConfig, with_vocabulary
 from research.train import config as C
 from research.train import experiments, start
-from research.train.program import Program, check_single, mesh_of, with_vocabulary
+from research.train.program import Program, check_single, mesh_of
 
 TRIED = 4  # ways to run that are compiled, of those that the search sorts first; as many again where none of them fits
 LONGEST = 8192  # tokens of a row that a preset is planned with, where its context is longer
@@ -107,6 +108,8 @@ def known(config: C.Config) -> C.Config:
         raise UserError(
             "a model that fills blanks is not planned for: its rows are longer than they seem; plan for the preset it is made from"
         )
+    if not isinstance(config.task, LMConfig):
+        raise UserError(f"task.kind is {config.task.kind!r}; research plan knows language models: lm")
     if config.model.vocab_size is not None and config.init_from is None:
         return config
     begun = start.resolve(config)

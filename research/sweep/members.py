@@ -21,7 +21,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from research.core import host, sharding
 from research.sweep.plan import Trial
-from research.tasks import lm
 from research.train import step as S
 from research.train.program import Program
 
@@ -43,6 +42,7 @@ class Member:
     seconds: float = 0.0
     train: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     evals: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last of them, besides its loss
     rungs: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     @property
@@ -66,7 +66,9 @@ class Member:
         if int(metrics["skipped_in_a_row"]) >= config.max_skipped:
             self.diverged, self.step = True, step
 
-    def evaluated(self, loss: float) -> None:
+    def evaluated(self, measures: dict[str, float]) -> None:
+        loss = measures["loss"]
+        self.measures = {name: value for name, value in measures.items() if name != "loss"}
         self.evals.append((self.step, loss))
         self.diverged = self.diverged or not math.isfinite(loss)
 
@@ -111,9 +113,9 @@ def _alone(member: Member, until: int, stopped: Callable[[], bool]) -> None:
             pending = []
         if not member.diverged and (member.due(member.step) or member.step == until):
             with EVALUATING:
-                loss = program.evaluate(state, stopped)
-            if loss is not None:
-                member.evaluated(loss)
+                found = program.evaluate(state, stopped)
+            if found is not None:
+                member.evaluated(found)
     member.state = state
 
 
@@ -165,10 +167,11 @@ class Together:
     @functools.cached_property
     def _evaluate(self) -> Any:
         program = self.program
+        evaluation = program.config.task.make_evaluation(program.model)
 
         def one(state, hypers, batch):
             params = S.eval_params(state, program.config.optimizer, program.specs, hypers)
-            return lm.make_evaluation(program.model)(params, batch)
+            return evaluation(params, batch)
 
         return program.on_mesh(jax.jit(self._mapped(one, (0, 0, None))))
 
@@ -184,11 +187,13 @@ class Together:
         rows = [made[one.config.order_seed] for one in programs]
         return jax.device_put({name: np.stack([row[name] for row in rows]) for name in rows[0]}, self._where)
 
-    def evaluate(self, states: S.State, hypers: Any) -> list[float]:
-        """Each member's mean held-out loss."""
+    def evaluate(self, states: S.State, hypers: Any) -> list[dict[str, float]]:
+        """Each member's mean held-out loss, and its task's metrics."""
         sums = [jax.device_get(self._evaluate(states, hypers, self._whole(batch))) for batch in self.program.held_out]
-        total = {name: [math.fsum(one) for one in zip(*(s[name].tolist() for s in sums), strict=True)] for name in ("nll", "weight")}  # fmt: skip
-        return [nll / weight for nll, weight in zip(total["nll"], total["weight"], strict=True)]
+        total = {
+            name: [math.fsum(one) for one in zip(*(s[name].tolist() for s in sums), strict=True)] for name in sums[0]
+        }
+        return [self.program.measures(dict(zip(total, one, strict=True))) for one in zip(*total.values(), strict=True)]
 
     def _whole(self, batch: Any) -> Any:
         return jax.device_put(batch, sharding.replicated(self.program.mesh))
@@ -216,9 +221,9 @@ def together(members: Sequence[Member], until: int, of: Together) -> None:
         for member in members:
             member.step = step if not member.diverged else member.step
         if due:
-            for member, loss in zip(members, of.evaluate(states, hypers), strict=False):
+            for member, found in zip(members, of.evaluate(states, hypers), strict=False):
                 if not member.diverged:
-                    member.evaluated(loss)
+                    member.evaluated(found)
     for member, state in zip(members, unstacked(states, len(members)), strict=True):
         member.state = state
         member.seconds += (time.perf_counter() - began) / len(members)

@@ -146,7 +146,7 @@ def line(member: Member, status: str, group: int) -> dict[str, Any]:
         "trial": member.trial.number, "status": status, "fields": member.trial.fields, "seed": config.seed, "group": group, "steps": step,
         "tokens": tokens, "params": program.n_params, "flops": tokens * program.flops_per_token, "metric": loss, "eval_loss": loss,
         "best_eval_loss": min(known, default=None), "train_loss": finite(member.train[-1][1]) if member.train else None,
-        "bits_per_byte": None if loss is None else program.bits_per_byte(loss), "seconds": member.seconds,
+        "bits_per_byte": None, **({} if loss is None else member.measures), "seconds": member.seconds,
         "curve": {"train": _plain(member.train), "eval": _plain(member.evals)}, "rungs": _plain(member.rungs),
     }  # fmt: skip
 

@@ -97,7 +97,7 @@ class Space:
 def space(base: Any, specs: Mapping[str, Any]) -> Space:
     """The space that specs by dotted field name describe. Raises UserError for a field that is not there, with the nearest name, for a value of
     a wrong type, and for a spec that selects nothing."""
-    kinds = dict(C.field_types(type(base)))
+    kinds = dict(C.field_types(base))
     made = []
     for field, spec in specs.items():
         name = field.replace("-", "_")

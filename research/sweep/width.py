@@ -174,7 +174,7 @@ def shares_data(group: Group) -> bool:
 
 def _key(program: Program, group: Group, shared: bool) -> str:
     device = jax.local_devices()[0].device_kind
-    said = [group.program_key, device, program.mesh.size, jax.__version__, shared, program.corpus.tokenizer.vocab_size]
+    said = [group.program_key, device, program.mesh.size, jax.__version__, shared, program.corpus.tokenizer_fingerprint]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -6,41 +6,79 @@ the batches of tasks/infill.py.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
+from research.core.errors import UserError
 from research.core.hypers import Hypers
-from research.model import head, transformer
-from research.model.config import ModelConfig, check_choices, require
+from research.data.mixed import prepare
+from research.data.tokens import Corpus
+from research.model import blanks, head, transformer
+from research.model.config import ModelConfig
 from research.tasks import losses
 from research.tasks.infill import InfillConfig
-
-Loss = Callable[..., tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+from research.tasks.task import Evaluation, Loss, RowLosses, TaskConfig, check_router, given, with_router
 
 
 @dataclasses.dataclass(frozen=True)
-class LMConfig:
-    """What is predicted, and what the loss adds to cross-entropy. None: absent from the program; a number is the default of the traced value."""
+class LMConfig(TaskConfig):
+    """What is predicted of a text."""
 
     kind: Literal["lm", "infill"] = "lm"  # infill: for models whose layers have the pattern prefix
     infill: InfillConfig = InfillConfig()
-    label_smoothing: float | None = None  # probability that is spread over all tokens instead of the right one
-    z_loss: float | None = None  # times the square of the log of the softmax denominator
-    balance_loss: float | None = None  # of a mixture of experts, times the mean of its layers' `balance` (model/moe.py)
-    router_z_loss: float | None = None  # likewise, times `router_z`
-    head_tile: int | None = None  # tokens whose logits are held at a time; None: all
 
-    def __post_init__(self):
-        check_choices(self, "task")
-        smoothing, z_loss, tile = self.label_smoothing, self.z_loss, self.head_tile
-        require(smoothing is None or 0 <= smoothing < 1, "task.label_smoothing", smoothing, "a number in [0, 1)")
-        require(z_loss is None or z_loss >= 0, "task.z_loss", z_loss, "a number of at least 0")
-        for name in ("balance_loss", "router_z_loss"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"task.{name}", value, "a number of at least 0")
-        require(tile is None or tile >= 1, "task.head_tile", tile, "a number of tokens, at least 1")
+    def corpus(self, data: str, tokenizer: Any, **texts: Any) -> Corpus:
+        """The tokens of a text source (docs/data.md)."""
+        return prepare(data, tokenizer, **texts)
+
+    def fitted(self, model: ModelConfig, corpus: Corpus) -> ModelConfig:
+        """The model with its tokeniser's vocabulary. Raises UserError where the text has ids that it lacks, and where it fills blanks and the task
+        does not, or the other way round."""
+        model = with_vocabulary(model, corpus.tokenizer.vocab_size)
+        check_vocabulary(model, corpus)
+        if model.fills_blanks != (self.kind == "infill"):
+            expected = "infill" if model.fills_blanks else "lm"
+            raise UserError(
+                f"task.kind is {self.kind!r}, but model.patterns are {model.patterns!r}; make it {expected!r}"
+            )
+        return model
+
+    def make_loss(self, model: ModelConfig) -> Loss:
+        return make_loss(model, self)
+
+    def make_evaluation(self, model: ModelConfig) -> Evaluation:
+        return make_evaluation(model)
+
+    def make_row_losses(self, model: ModelConfig) -> RowLosses:
+        return make_row_losses(model, self)
+
+
+def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The model with its tokeniser's vocabulary, unless it has one already.
+
+    A model that fills blanks has four ids more, exactly: they are the last of its vocabulary.
+    """
+    if model.fills_blanks:
+        vocab_size += blanks.SPECIAL_IDS
+        if model.vocab_size not in (None, vocab_size):
+            raise UserError(
+                f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size - blanks.SPECIAL_IDS} ids and filling blanks "
+                f"takes {blanks.SPECIAL_IDS} more; leave it out (None) or make it {vocab_size}"
+            )
+    return dataclasses.replace(model, vocab_size=vocab_size) if model.vocab_size is None else model
+
+
+def check_vocabulary(model: ModelConfig, corpus: Corpus) -> None:
+    """Raises UserError for a corpus with ids that the model lacks. A tokeniser may have more ids than its model, as Gemma 3's has."""
+    size = corpus.tokenizer.vocab_size
+    largest = size - 1 if size <= model.V else max(int(np.max(part.tokens)) for part in (corpus.train, corpus.eval))
+    if largest >= model.V:
+        raise UserError(
+            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, "
+            f"of its tokeniser's {size} ids; leave vocab_size out or make it {size}"
+        )
 
 
 def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
@@ -51,37 +89,24 @@ def make_loss(model: ModelConfig, task: LMConfig = LMConfig()) -> Loss:
     `metrics` are further sums over the same weight: `balance` and `router_z` of a mixture of experts, nothing otherwise. A key turns
     dropout on. Raises UserError when the task has a router's loss and the model no router.
     """
-    sparse = any(slot.feed_forward == "moe" for slots, _ in model.segments for slot in slots)
-    for name in ("balance_loss", "router_z_loss"):
-        value = getattr(task, name)
-        require(sparse or value is None, f"task.{name}", value, "none, or a model with moe in feed_forward")
-
-    def given(name: str, hypers: Hypers | None):
-        """What a loss of the config counts: its number, or the traced one; None where it is absent."""
-        value = getattr(task, name)
-        return value if hypers is None or value is None else getattr(hypers, name)
+    check_router(model, task)
 
     def loss(params: Any, batch: dict[str, jax.Array], key: jax.Array | None = None, hypers: Hypers | None = None):
         out = transformer.hidden(params, batch, model, key=key, hypers=hypers)
         weights_BT = batch["weights"]
 
         def penalised(logits_BTV, targets_BT):
-            smoothing, z_loss = given("label_smoothing", hypers), given("z_loss", hypers)
+            smoothing, z_loss = given(task, "label_smoothing", hypers), given(task, "z_loss", hypers)
             return losses.softmax_cross_entropy(logits_BTV, targets_BT, label_smoothing=smoothing, z_loss=z_loss)
 
         losses_BT = head.losses(params, out.outputs, batch["targets"], model, penalised, task.head_tile)
         total, weight = losses.weighted_sum(losses_BT, weights_BT)
-        for name in out.aux:
-            coefficient = given(f"{name}_loss", hypers)
-            total = total if coefficient is None else total + coefficient * out.aux[name] * weight
-        return total, weight, {name: value * weight for name, value in out.aux.items()}
+        return with_router(total, weight, out.aux, task, hypers)
 
     return loss
 
 
-def make_row_losses(
-    model: ModelConfig, task: LMConfig = LMConfig()
-) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+def make_row_losses(model: ModelConfig, task: LMConfig = LMConfig()) -> RowLosses:
     """`row_losses(params, batch) -> (B,)`: the weighted sum of each row's cross-entropies, in nats."""
 
     def row_losses(params, batch):
@@ -94,7 +119,7 @@ def make_row_losses(
     return row_losses
 
 
-def make_evaluation(model: ModelConfig) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
+def make_evaluation(model: ModelConfig) -> Evaluation:
     """`evaluate(params, batch) -> {"nll", "weight"}`: sums to be added over batches; no dropout, no smoothing, no z-loss."""
     plain = make_loss(model)
 

@@ -73,7 +73,8 @@ def fit(
         if hosts.of_first(done is not None):
             return Result(done or {"stopped_by": "finished", "steps": config.steps}, None, None, run)
         if hosts.is_first():
-            corpus.tokenizer.save(run.path / "tokenizer.json")
+            if corpus.tokenizer is not None:
+                corpus.tokenizer.save(run.path / "tokenizer.json")
             run.track(trackers.start(config.trackers, run.path, name, core_config.to_dict(config), to_stderr))
         keep = Keep(last=config.keep_last, best=True, every=config.keep_every)
         with (
@@ -117,8 +118,8 @@ def _train(
 ) -> Result:
     with contextlib.closing(Console(config.steps, 0, run.write_log, quiet=not hosts.is_first())) as console:
         devices = jax.devices()
-        console.say(f"{count(built.n_params)} parameters, {len(devices)} x {devices[0].device_kind}, {len(built.corpus.train):,} training tokens"
-                    f" of vocabulary {built.model.V}, {config.batch_size} x {config.row_tokens} a step")  # fmt: skip
+        console.say(f"{count(built.n_params)} parameters, {len(devices)} x {devices[0].device_kind}, {built.corpus.described}, "
+                    f"{config.batch_size} x {config.row_tokens} a step")  # fmt: skip
         if config.init_from is not None:
             console.say(f"model, tokeniser and first weights are those of {config.init_from}")
         try:

@@ -11,6 +11,7 @@ from research.core import hypers as H
 from research.core.errors import UserError
 from research.model.config import ModelConfig, require
 from research.tasks.lm import LMConfig
+from research.tasks.task import TaskConfig, of_kind
 from research.train.optim import OptimizerConfig
 from research.train.trackers import TrackerName
 
@@ -28,7 +29,7 @@ class Config:
     tokenizer: str | None = None  # byte, char, bpe:SIZE, a tokenizer.json or its folder; None: init_from's, else byte
     model: ModelConfig = ModelConfig()
     init_from: str | None = None  # a run, a Hugging Face folder or a hub id: begin with its weights, model, tokeniser
-    task: LMConfig = LMConfig()
+    task: TaskConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = 1000  # optimiser steps
     batch_size: int = 16  # rows in one optimiser step
@@ -127,6 +128,13 @@ class Config:
     def horizon(self) -> int:
         """The step at which the schedule ends: its own, or the run's last."""
         return self.steps if self.optimizer.schedule.horizon is None else self.optimizer.schedule.horizon
+
+
+def from_dict(values: dict[str, Any], source: str) -> Config:
+    """A config of plain JSON values, as a run's config.json has it. Raises UserError, naming `source`, for what it cannot be."""
+    task = values.get("task")
+    kind = task.get("kind", LMConfig.kind) if isinstance(task, dict) else LMConfig.kind
+    return C.set_values(Config(task=of_kind(kind)()), values, source)
 
 
 # What a run does on the host alone, beside its steps.

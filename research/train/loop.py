@@ -35,11 +35,14 @@ class Progress:
     since_best: int = 0
     train_loss: float | None = None
     eval_loss: float | None = None
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)  # of that evaluation, besides its loss
     eval_step: int = -1
     milestone: int = 0  # the last step whose evaluation, samples and checkpoint were done
 
-    def evaluated(self, step: int, loss: float) -> bool:
+    def evaluated(self, step: int, measures: dict[str, float]) -> bool:
         """Takes in an evaluation and returns whether it is the best so far."""
+        loss = measures["loss"]
+        self.measures = {name: value for name, value in measures.items() if name != "loss"}
         self.eval_loss, self.eval_step = loss, step
         if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best, self.best_step, self.since_best = loss, step, 0
@@ -234,17 +237,17 @@ class Loop:
     def evaluate(self) -> bool | None:
         """The held-out loss, logged; returns whether it is the best so far, None if a signal cut it short."""
         began = time.perf_counter()
-        loss = self.program.evaluate(self.state, interrupted=self.interrupted)
+        found = self.program.evaluate(self.state, interrupted=self.interrupted)
         self.watchdog.alive()
-        if loss is None:
+        if found is None:
             return None
-        best = self.progress.evaluated(self.step, loss)
-        bits = self.program.bits_per_byte(loss)
-        record = {"step": self.step, "split": "eval", "loss": loss, "bits_per_byte": bits, "time": self.seconds()}
+        best = self.progress.evaluated(self.step, found)
+        record = {"step": self.step, "split": "eval", **found, "time": self.seconds()}
         if (self.step, "eval") not in self.written:
             self.run.write_metrics(record)
         took = time.perf_counter() - began
-        self.console.say(f"step {self.step}  held-out loss {loss:.4f}  {bits:.3f} bits per byte  ({duration(took)})")
+        others = "".join(f"{value:.3f} {name.replace('_', ' ')}  " for name, value in self.progress.measures.items())
+        self.console.say(f"step {self.step}  held-out loss {found['loss']:.4f}  {others}({duration(took)})")
         self.logged = (self.logged[0] + took, self.logged[1])
         return best
 
@@ -300,7 +303,7 @@ def summarise(loop: Loop, stopped_by: str) -> dict[str, Any]:
     loss = progress.eval_loss
     return {
         "steps": loop.step, "tokens": progress.tokens, "train_loss": progress.train_loss, "eval_loss": loss,
-        "bits_per_byte": None if loss is None else program.bits_per_byte(loss), "best_eval_loss": progress.best,
+        "bits_per_byte": None, **progress.measures, "best_eval_loss": progress.best,
         "best_step": progress.best_step, "params": program.n_params, "train_seconds": loop.seconds(),
         "skipped": int(loop.state.extra["skipped"]), "run_dir": str(loop.run.path), "stopped_by": stopped_by,
     }  # fmt: skip

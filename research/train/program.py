@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ from research.core import chips, host, sharding
 from research.core import hypers as H
 from research.core import params as P
 from research.core.errors import UserError
-from research.data import batches, fim
+from research.data import batches, examples, fim
+from research.data.examples import Examples
 from research.data.loader import ByIndex, ByStep, EvalBatches
 from research.data.tokens import Corpus
 from research.model import blanks, flops, moe, pipeline, transformer
-from research.model.config import ModelConfig
+from research.model.config import ModelConfig, require
 from research.sample.engine import continuations
 from research.sample.models import Loaded
 from research.sample.options import Sampling
@@ -38,38 +39,12 @@ SHARED = (
 EVAL_TOKENS = 8192  # about how many held-out tokens are evaluated at once
 
 
-def with_vocabulary(model: ModelConfig, vocab_size: int) -> ModelConfig:
-    """The model with its tokeniser's vocabulary, unless it has one already.
-
-    A model that fills blanks has four ids more, exactly: they are the last of its vocabulary.
-    """
-    if model.fills_blanks:
-        vocab_size += blanks.SPECIAL_IDS
-        if model.vocab_size not in (None, vocab_size):
-            raise UserError(
-                f"model.vocab_size is {model.vocab_size}, but the tokeniser has {vocab_size - blanks.SPECIAL_IDS} ids and filling blanks "
-                f"takes {blanks.SPECIAL_IDS} more; leave it out (None) or make it {vocab_size}"
-            )
-    return dataclasses.replace(model, vocab_size=vocab_size) if model.vocab_size is None else model
-
-
-def check_vocabulary(model: ModelConfig, corpus: Corpus) -> None:
-    """Raises UserError for a corpus with ids that the model lacks. A tokeniser may have more ids than its model, as Gemma 3's has."""
-    size = corpus.tokenizer.vocab_size
-    largest = size - 1 if size <= model.V else max(int(np.max(part.tokens)) for part in (corpus.train, corpus.eval))
-    if largest >= model.V:
-        raise UserError(
-            f"model.vocab_size is {model.V}, but the text has the id {largest}, {corpus.tokenizer.decode([largest])!r}, "
-            f"of its tokeniser's {size} ids; leave vocab_size out or make it {size}"
-        )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """Everything that is fixed once a run's config and corpus are known. What it compiles, it compiles when first used."""
 
     config: C.Config
-    corpus: Corpus
+    corpus: Corpus | Examples
     model: ModelConfig
     mesh: jax.sharding.Mesh
     hypers: H.Hypers
@@ -107,20 +82,32 @@ class Program:
     # -- data
 
     @functools.cached_property
+    def text(self) -> Corpus:
+        """The corpus of a task that reads text. Raises UserError for any other task."""
+        if isinstance(self.corpus, Examples):
+            raise UserError(
+                f"task.kind is {self.config.task.kind!r}, whose examples are no text; this is for language models"
+            )
+        return self.corpus
+
+    @functools.cached_property
     def batches(self) -> ByStep | fim.FilledIn | infill.Blanked:
         """This process's rows of every training batch."""
         config = self.config
+        if isinstance(self.corpus, Examples):
+            drawn = examples.ExampleBatches(self.corpus.train, config.batch_size, config.row_tokens, config.order_seed)
+            return drawn.rows(*sharding.row_part(self.mesh))
         if config.fim_rate is not None:
             self._check_sentinels()
         text = batches.training(
-            self.corpus, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
+            self.text, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
             config.fim_rate,
         )  # fmt: skip
         return self._posed(text, config.order_seed).rows(*sharding.row_part(self.mesh))
 
     def _check_sentinels(self) -> None:
         """Raises UserError where the tokeniser or the model lacks the ids that fill in the middle takes."""
-        found = fim.sentinels_of(self.corpus.tokenizer)
+        found = fim.sentinels_of(self.text.tokenizer)
         largest = max(found.prefix, found.middle, found.suffix, found.end or 0)
         if largest >= self.model.V:
             raise UserError(
@@ -130,27 +117,32 @@ class Program:
     def _posed(self, text: Any, seed: int) -> Any:
         """Batches of text as the task poses them."""
         ids = blanks.blank_ids(self.model)
-        return text if ids is None else infill.Blanked(text, ids, self.config.task.infill, seed)
+        task = self.config.task
+        assert isinstance(task, lm.LMConfig)
+        return text if ids is None else infill.Blanked(text, ids, task.infill, seed)
 
     @functools.cached_property
     def held_out(self) -> ByIndex | infill.Blanked:
         """The held-out rows, some thousand tokens at a time, in rows that split over the devices."""
         config, shards = self.config, sharding.batch_shards(self.mesh)
+        if isinstance(self.corpus, Examples):
+            rows = max(1, EVAL_TOKENS // config.row_tokens // shards) * shards
+            return examples.ExampleRows(self.corpus.eval, rows, config.row_tokens, config.eval_batches)
         text = batches.held_out(
-            self.corpus, config.rows, EVAL_TOKENS, config.row_tokens, shards, config.eval_batches, config.damaged
+            self.text, config.rows, EVAL_TOKENS, config.row_tokens, shards, config.eval_batches, config.damaged
         )
         return self._posed(text, seed=0)
 
     @functools.cached_property
     def held_out_text(self) -> tuple[bytes, int]:
         """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in, ends of blanks included."""
-        held_out, tokenizer = self.held_out, self.corpus.tokenizer
+        held_out, tokenizer, held_out_part = self.held_out, self.text.tokenizer, self.text.eval
         if (
             isinstance(held_out, EvalBatches)
-            and self.corpus.eval.learned is None
+            and held_out_part.learned is None
             and len(held_out) * held_out.batch_size >= held_out.count
         ):
-            return tokenizer.decode_bytes(np.asarray(self.corpus.eval.tokens)), len(self.corpus.eval) - 1
+            return tokenizer.decode_bytes(np.asarray(held_out_part.tokens)), len(held_out_part) - 1
         tokens = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in held_out])
         return tokenizer.decode_bytes(tokens[tokens < tokenizer.vocab_size]), len(tokens)
 
@@ -200,8 +192,9 @@ class Program:
     @functools.cached_property
     def step_function(self) -> Any:
         """`step(state, batch, hypers)` as a function to be transformed."""
-        config, loss = self.config, lm.make_loss(self.model, self.config.task)
-        return S.make_step(loss, self.specs, config.optimizer, config.micro_batches, self.model.dropout is not None)
+        config, loss = self.config, self.config.task.make_loss(self.model)
+        draws = self.model.dropout is not None or config.task.draws
+        return S.make_step(loss, self.specs, config.optimizer, config.micro_batches, draws)
 
     @functools.cached_property
     def jitted_step(self) -> Any:
@@ -236,10 +229,10 @@ class Program:
 
     @functools.cached_property
     def _evaluate(self) -> Any:
-        return self.on_mesh(jax.jit(lm.make_evaluation(self.model)))
+        return self.on_mesh(jax.jit(self.config.task.make_evaluation(self.model)))
 
-    def evaluate(self, state: S.State, interrupted: Callable[[], bool] = lambda: False) -> float | None:
-        """The mean held-out loss in nats per token; None once `interrupted`, which is asked after every batch."""
+    def evaluate(self, state: S.State, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """The held-out `loss` (of text: nats per token) and the task's metrics; None once `interrupted`, which is asked after every batch."""
         params, sums = self.eval_params(state, self.hypers), []
         for batch in self._local(self.held_out):
             sums.append(hosts.in_order(self._evaluate(params, self.put_batch(batch))))
@@ -247,8 +240,16 @@ class Program:
                 sums[-2] = jax.device_get(sums[-2])  # one batch stays in flight
             if interrupted():
                 return None
-        total = {name: math.fsum(float(s[name]) for s in sums) for name in ("nll", "weight")}
-        return total["nll"] / total["weight"]
+        return self.measures({name: math.fsum(float(s[name]) for s in sums) for name in sums[0]})
+
+    def measures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of the sums of all held-out batches, `loss` first; of text also `bits_per_byte`."""
+        found = self.config.task.measures(sums)
+        return (
+            found
+            if isinstance(self.corpus, Examples)
+            else {**found, "bits_per_byte": self.bits_per_byte(found["loss"])}
+        )
 
     def _local(self, rows: ByIndex | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
         return iter(rows.rows(*sharding.row_part(self.mesh)))
@@ -257,7 +258,7 @@ class Program:
         """The config's prompt and what the model makes of it."""
         config = self.config
         sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.8, seed=config.seed)
-        model = Loaded(self.eval_params(state, self.hypers), self.model, self.corpus.tokenizer)
+        model = Loaded(self.eval_params(state, self.hypers), self.model, self.text.tokenizer)
         return config.sample_prompt + continuations(model, [config.sample_prompt], sampling)[0].text
 
     def check_replicas(self, state: S.State) -> None:
@@ -284,7 +285,7 @@ class Program:
     @functools.cached_property
     def _rows_are_finite(self) -> Any:
         """Jitted, in as many passes as the step: whether the loss of each row of a batch is finite, on every process."""
-        rows, passes = lm.make_row_losses(self.model, self.config.task), self.config.micro_batches
+        rows, passes = self.config.task.make_row_losses(self.model), self.config.micro_batches
 
         def finite(params, batch):
             losses_PB = jax.lax.map(lambda part: rows(params, part), S.split_rows(batch, passes))
@@ -336,21 +337,33 @@ def mesh_of(config: C.Config, devices: Sequence[Any] | None = None) -> jax.shard
     return mesh
 
 
-def build(config: C.Config, corpus: Corpus, weights: Weights | None = None) -> Program:
-    """The program of a config on the devices that are here. Raises UserError when they, or the corpus, do not fit it."""
-    mesh = mesh_of(config)
-    model = with_vocabulary(config.model, corpus.tokenizer.vocab_size)
-    check_vocabulary(model, corpus)
-    if model.fills_blanks != (config.task.kind == "infill"):
-        expected = "infill" if model.fills_blanks else "lm"
-        raise UserError(
-            f"task.kind is {config.task.kind!r}, but model.patterns are {model.patterns!r}; make it {expected!r}"
-        )
+def build(config: C.Config, corpus: Corpus | Examples, weights: Weights | None = None) -> Program:
+    """The program of a config on the devices that are here. Raises UserError when they, or the data, do not fit it."""
+    model = config.task.fitted(config.model, corpus)
+    if isinstance(corpus, Examples):
+        check_for_examples(config)
+        config = dataclasses.replace(config, model=model)
+    else:
+        check_for_text(config, corpus)
+    built = Program(config, corpus, model, mesh_of(config), C.hypers(config), weights)
+    _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
+    return built
+
+
+def check_for_text(config: C.Config, corpus: Corpus) -> None:
+    """Raises UserError where a model that fills blanks is asked for what only others do."""
     masked = corpus.train.learned is not None
-    if model.fills_blanks and (config.rows != "windows" or config.fim_rate is not None or masked):
+    if config.model.fills_blanks and (config.rows != "windows" or config.fim_rate is not None or masked):
         raise UserError(
             "a model that fills blanks learns them from windows of all the text; leave rows, fim_rate and learn out"
         )
-    built = Program(config, corpus, model, mesh, C.hypers(config), weights)
-    _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
-    return built
+
+
+def check_for_examples(config: C.Config) -> None:
+    """Raises UserError where what only text has is asked of other data."""
+    asked = {name: getattr(config, name) for name in ("learn", "clean", "fim_rate", "sample_every")}
+    for name, value in asked.items():
+        require(value is None, name, value, f"nothing: the task {config.task.kind!r} reads no running text")
+    require(
+        config.rows == "windows", "rows", config.rows, f"windows: the task {config.task.kind!r} reads no running text"
+    )

@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from research import hf
-from research.core import config as core_config
 from research.core import dtypes
 from research.core import params as P
 from research.data import tokenizer as tokenizers
 from research.data.tokenizer import Tokenizer
 from research.model import transformer
 from research.model.config import ModelConfig
+from research.tasks.lm import LMConfig, with_vocabulary
 from research.train import config as C
 from research.train import rundir
 from research.train import step as S
 from research.train.checkpoint import read_state, restore_subtree
-from research.train.program import with_vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +44,8 @@ class Run:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        return with_vocabulary(self.config.model, self.tokenizer.vocab_size)
+        text = isinstance(self.config.task, LMConfig)
+        return with_vocabulary(self.config.model, self.tokenizer.vocab_size) if text else self.config.model
 
     @property
     def _abstract(self) -> P.Tree:
@@ -80,7 +80,7 @@ def load_run(path: str | Path) -> Run:
     """Opens a run directory for reading. Raises UserError when it is none."""
     path = Path(path).expanduser()
     stored = rundir.read_config(path)
-    return Run(path, core_config.set_values(C.Config(), stored["config"], str(path / rundir.CONFIG)))
+    return Run(path, C.from_dict(stored["config"], str(path / rundir.CONFIG)))
 
 
 def open_model(name: str | Path) -> Run | hf.Pretrained:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +12,7 @@ from research import hf
 from research.core import params as P
 from research.core import sharding
 from research.core.errors import UserError
-from research.data.mixed import prepare
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import Corpus
 from research.families.family import NOT_ARCHITECTURE
 from research.model import transformer
 from research.train import rundir
@@ -21,7 +20,7 @@ from research.train.config import Config
 from research.train.program import Program, Weights, build
 from research.train.run import Run, load_run
 
-TEXT = ("data", "text_field", "learn", "clean", "tokenizer", "init_from")  # what a corpus is made of
+TEXT = ("data", "text_field", "learn", "clean", "tokenizer", "init_from", "task")  # what a corpus is made of
 KEPT = (
     "context",
     *(name for name in NOT_ARCHITECTURE if name not in ("family", "init")),
@@ -37,14 +36,14 @@ class Start:
     weights: Weights | None
 
 
-def program_of(config: Config, corpora: dict[tuple, Corpus] | None = None) -> Program:
+def program_of(config: Config, corpora: dict[tuple, Any] | None = None) -> Program:
     """The program of a config: what it starts from resolved, its data read, nothing compiled. Programs of the same text share what is kept of it in
     `corpora`. Raises UserError where the config, its data and the devices do not fit."""
     begun, kept = resolve(config), {} if corpora is None else corpora
     key = tuple(getattr(config, name) for name in TEXT)
     if key not in kept:
         texts = {name: getattr(config, name) for name in ("text_field", "learn", "clean")}
-        kept[key] = prepare(config.data, begun.tokenizer, **texts)
+        kept[key] = config.task.corpus(config.data, begun.tokenizer, **texts)
     return build(begun.config, kept[key], begun.weights)
 
 

@@ -157,7 +157,7 @@ def test_replicas_are_compared_at_their_cadence(config, tmp_path, monkeypatch):
 
 def test_the_best_checkpoint_stays(config, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.6])
-    monkeypatch.setattr(program.Program, "evaluate", lambda *_, **__: next(losses))
+    monkeypatch.setattr(program.Program, "evaluate", lambda *_, **__: {"loss": next(losses)})
     result = fit(config, tmp_path, eval_every=3, checkpoint_every=4, keep_last=1)
     assert steps_in(tmp_path / "checkpoints") == [6, 12]
     assert (result.summary["best_eval_loss"], result.summary["best_step"], result.summary["eval_loss"]) == (2.0, 6, 2.6)

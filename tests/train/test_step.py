@@ -338,7 +338,7 @@ losses = []
 for i in range(4):
     state, metrics = step(state, alone.batches(i), alone.hypers)
     losses.append(float(metrics["loss"]))
-held_out = alone.evaluate(state)
+held_out = alone.evaluate(state)["loss"]
 
 for mesh, zero, shards in (("data=8", 3, 1), ("fsdp=8", 3, 8), ("data=2,fsdp=4", 3, 4), ("fsdp=8", 1, 8)):
     built = program.build(dataclasses.replace(config, mesh=mesh, zero=zero), corpus)
@@ -347,7 +347,7 @@ for mesh, zero, shards in (("data=8", 3, 1), ("fsdp=8", 3, 8), ("data=2,fsdp=4",
         sharded, metrics = built.step(sharded, built.put_batch(built.batches(i)), built.hypers)
         seen.append(float(metrics["loss"]))
     np.testing.assert_allclose(seen, losses, rtol=1e-5)
-    np.testing.assert_allclose(built.evaluate(sharded), held_out, rtol=1e-5)
+    np.testing.assert_allclose(built.evaluate(sharded)["loss"], held_out, rtol=1e-5)
     assert len(built.sample(sharded)) > 1
     everything = {"params": (sharded.params, state.params), "average": (sharded.extra["average"], state.extra["average"]),
                   "moments": (sharded.opt.inner[0].mu, state.opt.inner[0].mu)}
