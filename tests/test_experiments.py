@@ -9,17 +9,17 @@ import pytest
 
 from research.core import config as core_config
 from research.core import params as P
+from research.data.examples import ExampleBatches
 from research.tasks import lm
 from research.train import config as C
 from research.train import experiments, program
-from research.train import step as S
 
 NAMES = experiments.names()
 VOCABULARY = 1024
 
 
 def test_the_experiments_are_there():
-    assert {"quickstart", "lm_tiny_text", "gpt2_124m", "shakespeare", "glm_infill"} <= set(NAMES)
+    assert {"quickstart", "lm_tiny_text", "gpt2_124m", "shakespeare", "glm_infill", "classify_images"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,17 +38,21 @@ def test_its_config_builds_state_and_step_abstractly(name):
     experiment = experiments.load(name)
     assert experiment.name == name and experiment.config.run_dir is None and experiment.description
     config = experiment.config
-    assert core_config.set_values(C.Config(), core_config.to_dict(config), name) == config
-    model = lm.with_vocabulary(config.model, VOCABULARY)
-    built = program.Program(config, None, model, None, C.hypers(config))  # type: ignore[arg-type]
+    assert C.from_dict(core_config.to_dict(config), name) == config
+    corpus, text = None, isinstance(config.task, lm.LMConfig)
+    if text:
+        model = lm.with_vocabulary(config.model, VOCABULARY)
+    else:
+        corpus = config.task.corpus(config.data, config.tokenizer)
+        model = config.task.fitted(config.model, corpus)
+    built = program.Program(config, corpus, model, None, C.hypers(config))  # type: ignore[arg-type]
     state = jax.eval_shape(built.init_function, built.hypers)
     assert sum(x.size for x in jax.tree.leaves(state.params)) == built.n_params == P.count(built.specs)
     rows = jax.ShapeDtypeStruct((config.batch_size, model.context), jnp.int32)
     batch = {"tokens": rows, "targets": rows, "weights": jax.ShapeDtypeStruct(rows.shape, jnp.float32)}
-    step = S.make_step(
-        lm.make_loss(model, config.task), built.specs, config.optimizer, config.micro_batches, model.dropout is not None
-    )
-    after, metrics = jax.eval_shape(step, state, batch, built.hypers)
+    if corpus is not None:
+        batch = ExampleBatches(corpus.train, config.batch_size, config.row_tokens, 0)(0)
+    after, metrics = jax.eval_shape(built.step_function, state, batch, built.hypers)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(value.shape == () for value in metrics.values())
 

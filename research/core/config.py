@@ -119,6 +119,23 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     return float(value) if hint is float else value
 
 
+def check_choices(config, where: str) -> None:
+    """Raises UserError when a field holds anything but what its annotation allows: an unknown choice, 1.5 for an int, a list for a tuple."""
+    hints = typing.get_type_hints(type(config))
+    for name in (field.name for field in dataclasses.fields(config)):
+        hint, value = hints[name], getattr(config, name)
+        if typing.get_origin(hint) is tuple:
+            require(isinstance(value, tuple), f"{where}.{name}", value, "a tuple")
+        if not dataclasses.is_dataclass(hint):
+            convert(value, hint, f"{where}.{name}")
+
+
+def require(ok: bool, where: str, value, expected: str) -> None:
+    """Raises UserError naming the field, what it holds and what it should."""
+    if not ok:
+        raise UserError(f"{where} is {value!r}; expected {expected}")
+
+
 def parse(default: Any, argv: Sequence[str], prog: str, description: str = "") -> Any:
     """`default` with the command line's overrides (`--optimizer.schedule.warmup-steps 200`).
 

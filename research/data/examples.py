@@ -7,6 +7,8 @@ colon (`shapes:4000`) is handed to it as text. A file of an experiment may defin
 import dataclasses
 import difflib
 import hashlib
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -156,6 +158,10 @@ def source(name: str) -> Callable[[Callable[[str], Examples]], Callable[[str], E
 def open_source(data: str) -> Examples:
     """The examples of a source by its name. Raises UserError, with the nearest name, where there is none."""
     name, _, rest = data.partition(":")
+    if name not in _SOURCES:
+        package = importlib.import_module("research.data.made")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"research.data.made.{module.name}")
     if name not in _SOURCES:
         near = difflib.get_close_matches(name, _SOURCES, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -89,6 +89,8 @@ def _essence(config: ModelConfig) -> dict[str, Any]:
     out["bias"] = frozenset(config.bias)
     out["window"] = config.window if kinds & {"sliding", "strided"} else None
     out["stride"] = config.stride if "strided" in kinds else None
+    out["image"] = config.image if config.inputs == "image" else None
+    out["features"] = config.features if config.inputs == "features" else None
     out["rope"] = config.rope if config.positions == "rotary" else None
     moe = dataclasses.replace(config.moe, implementation="auto", width=config.moe.width or config.F)
     sparse = "moe" in out["feed_forward"]

@@ -31,7 +31,8 @@ class Mask:
     """Which keys a query sees: those at or before its position, of its segment, that the pattern allows.
 
     `full` sees all of them, `sliding` the last `window` (itself included), `strided` those and every `stride`-th further
-    back (Sparse Transformers, arXiv 1904.10509), `prefix` all of them and every key before its row's prefix length (GLM, arXiv 2103.10360).
+    back (Sparse Transformers, arXiv 1904.10509), `prefix` all of them and every key before its row's prefix length (GLM, arXiv 2103.10360),
+    `bidirectional` every key on either side.
     Positions are None when both run 0, 1, 2, ...; a key at position -1 is empty.
     """
 
@@ -68,11 +69,11 @@ class Mask:
         """The booleans, (B, T, S) or (1, T, S), for implementations that compute every logit."""
         q, k = self.positions(T, S)
         back = q - k
-        seen = (back >= 0) & (k >= 0)
+        seen = (k >= 0) & ((back >= 0) | (self.pattern == "bidirectional"))
         if self.pattern == "prefix":
             if self.prefix_B is not None:
                 seen = seen | ((k >= 0) & (k < self.prefix_B[:, None, None]))
-        elif self.pattern != "full":
+        elif self.pattern not in ("full", "bidirectional"):
             near = back < self.window
             seen = seen & (near | (back % self.stride == 0) if self.pattern == "strided" else near)
         if self.query_segments_BT is not None and self.key_segments_BS is not None:
@@ -113,7 +114,7 @@ def _probabilities(q_BKGTH, k_BKSH, mask: Mask, cap: float | None, bias: Bias | 
     logits_BNTS = soft_cap(logits_BKGTS, cap).reshape(B, K * G, T, S)
     if bias is not None:
         q, k = mask.positions(T, S)
-        distance = jnp.asarray(q - k, logits_BNTS.dtype)[:, None]
+        distance = jnp.abs(jnp.asarray(q - k, logits_BNTS.dtype))[:, None]
         logits_BNTS = logits_BNTS - jnp.asarray(bias.slopes_N, logits_BNTS.dtype)[None, :, None, None] * distance
     logits_BNTS = jnp.where(mask.allowed(T, S)[:, None], logits_BNTS, jnp.finfo(logits_BNTS.dtype).min)
     return jax.nn.softmax(logits_BNTS, axis=-1).reshape(B, K, G, T, S)
@@ -123,7 +124,7 @@ def causal_parts(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
     """Runs of queries with the keys that any of them can see, where that is known before the positions are."""
     count = min(PARTS, T // PART)
     known = mask.query_positions_BT is None and mask.key_positions_BS is None and T == S and mask.prefix_B is None
-    if not known or count < 2 or sharding.axis_size("sequence") > 1:
+    if mask.pattern == "bidirectional" or not known or count < 2 or sharding.axis_size("sequence") > 1:
         return [(slice(0, T), slice(0, S))]
     size = -(-T // count)
     window = mask.window if mask.pattern == "sliding" else T
@@ -199,7 +200,11 @@ def cudnn(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale, **_) -> jax.Array:
     """cuDNN's flash attention, told the mask in its own terms, on every device of a mesh by itself: its rows and its heads."""
     window = (mask.window - 1, 0) if mask.pattern == "sliding" else None
     attend = functools.partial(
-        jax.nn.dot_product_attention, scale=scale, is_causal=True, local_window_size=window, implementation="cudnn"
+        jax.nn.dot_product_attention,
+        scale=scale,
+        is_causal=mask.pattern != "bidirectional",
+        local_window_size=window,
+        implementation="cudnn",
     )
     if not sharding.is_spread():
         return attend(q_BTNH, k_BSKH, v_BSKH)
@@ -224,9 +229,8 @@ def _cudnn_has(size: int) -> bool:
 def cudnn_fits(q_BTNH, k_BSKH, mask: Mask, cap, bias, rate) -> bool:
     """Whether cuDNN has this case: half precision, a head size that it has, plain positions, nothing on the logits, and
     all of a row on one device."""
-    plain_mask = (
-        mask.query_positions_BT is None and mask.query_segments_BT is None and mask.pattern in ("full", "sliding")
-    )
+    told = ("full", "sliding", "bidirectional")
+    plain_mask = mask.query_positions_BT is None and mask.query_segments_BT is None and mask.pattern in told
     half, whole = q_BTNH.dtype in (jnp.bfloat16, jnp.float16), sharding.axis_size("sequence") == 1
     return (
         half and whole and plain_mask and cap is None and bias is None and rate is None and _cudnn_has(q_BTNH.shape[-1])

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Literal, get_origin, get_type_hints
+from typing import Literal
 
-from research.core.config import convert
+from research.core.config import check_choices, require
 from research.core.dtypes import DTypeName
 from research.core.errors import UserError
+from research.model.input_config import FeatureConfig, ImageConfig
 
-Pattern = Literal["full", "sliding", "strided", "prefix"]
+Pattern = Literal["full", "sliding", "strided", "prefix", "bidirectional"]
 FeedForward = Literal["dense", "moe"]
 Positions = Literal["learned", "sinusoidal", "rotary", "alibi", "none"]
 Norm = Literal["layer", "rms"]
@@ -16,23 +17,6 @@ NormPlacement = Literal["pre", "post", "sandwich", "branch-output"]
 Activation = Literal["relu", "gelu", "gelu-tanh", "relu2", "sigmoid", "swiglu", "geglu", "geglu-tanh"]
 Projection = Literal["query", "key", "value", "attention-output", "mlp-in", "mlp-gate", "mlp-out", "norm", "unembed"]
 GATED = ("swiglu", "geglu", "geglu-tanh")
-
-
-def check_choices(config, where: str) -> None:
-    """Raises UserError when a field holds anything but what its annotation allows: an unknown choice, 1.5 for an int, a list for a tuple."""
-    hints = get_type_hints(type(config))
-    for name in (field.name for field in dataclasses.fields(config)):
-        hint, value = hints[name], getattr(config, name)
-        if get_origin(hint) is tuple:
-            require(isinstance(value, tuple), f"{where}.{name}", value, "a tuple")
-        if not dataclasses.is_dataclass(hint):
-            convert(value, hint, f"{where}.{name}")
-
-
-def require(ok: bool, where: str, value, expected: str) -> None:
-    """Raises UserError naming the field, what it holds and what it should."""
-    if not ok:
-        raise UserError(f"{where} is {value!r}; expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +120,21 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. Sizes in elements, `context` and windows in tokens; None takes the usual default."""
+    """A transformer of one stack: what it reads, its layers, and what it says at the end.
 
+    Sizes in elements, `context` and windows in tokens; None takes the usual default.
+    """
+
+    # what is read; features: the columns of a table
+    inputs: Literal["tokens", "image", "features", "vectors"] = "tokens"
+    image: ImageConfig = ImageConfig()
+    features: FeatureConfig = FeatureConfig()
+    vector_size: int = 1  # numbers in one of `vectors`
+    # what comes out: logits over the vocabulary at every position, or `outputs` numbers
+    head: Literal["vocabulary", "linear"] = "vocabulary"
+    outputs: int | None = None  # of a linear head; None: what the task's data ask for
+    # a linear head reads: every position, one that learns to stand for all, their mean, their weighted mean, the last
+    pool: Literal["none", "cls", "mean", "attention", "last"] = "none"
     vocab_size: int | None = None  # None: taken from the tokeniser when a run starts
     context: int = 256  # the longest sequence trained on, and the number of learned positions
     width: int = 128  # of the residual stream
@@ -195,6 +192,8 @@ class ModelConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number of at least 1")
         for name in (
             "vocab_size",
+            "outputs",
+            "vector_size",
             "base_width",
             "kv_heads",
             "head_size",
@@ -213,7 +212,12 @@ class ModelConfig:
             "at most 2^31: token ids are int32",
         )
         require(self.norm_eps >= 0, "model.norm_eps", self.norm_eps, "a number of at least 0")
-        require(bool(self.patterns), "model.patterns", self.patterns, "at least one of full, sliding, strided, prefix")
+        require(
+            bool(self.patterns),
+            "model.patterns",
+            self.patterns,
+            "at least one of full, sliding, strided, prefix, bidirectional",
+        )
         require(bool(self.feed_forward), "model.feed_forward", self.feed_forward, "at least one of dense, moe")
         require(self.residual_scale > 0, "model.residual_scale", self.residual_scale, "a number above 0")
         if self.head_size is None:
@@ -225,7 +229,12 @@ class ModelConfig:
             )
         require(self.heads % self.K == 0, "model.kv_heads", self.K, f"a divisor of heads {self.heads}")
         require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout, "a rate in [0, 1)")
+        self._check_ends()
         _ = self.base
+        self._check_rotated()
+
+    def _check_rotated(self) -> None:
+        """Raises UserError where the part of a head that rotates does not go with its size."""
         if self.positions == "rotary":
             rotated = int(self.H * self.rope.fraction)
             require(
@@ -243,12 +252,30 @@ class ModelConfig:
                     f"{rotated // 2} numbers, one a rotated pair",
                 )
 
+    def _check_ends(self) -> None:
+        """Raises UserError where what is read or said at the end is not whole."""
+        pooled = self.pool == "none" or self.head == "linear"
+        require(pooled, "model.pool", self.pool, "none, or a linear head to read it")
+        columns = self.features.numbers + len(self.features.categories)
+        require(self.inputs != "features" or columns > 0, "model.features", self.features, "at least one column")
+
     @property
     def V(self) -> int:
         """The vocabulary, once known. Raises UserError before."""
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set; give it, or let the run take it from its tokeniser")
         return self.vocab_size
+
+    @property
+    def is_bidirectional(self) -> bool:
+        """Whether positions see what comes after them: such a model continues nothing."""
+        return "bidirectional" in self.patterns
+
+    @property
+    def length(self) -> int:
+        """Positions of the stack: those of a picture's patches or a table's columns, else `context`; and one for a class token."""
+        columns = self.features.numbers + len(self.features.categories)
+        return {"image": self.image.patches, "features": columns}.get(self.inputs, self.context) + (self.pool == "cls")
 
     @property
     def fills_blanks(self) -> bool:

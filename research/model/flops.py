@@ -6,9 +6,9 @@ from research.model.config import ModelConfig, Slot
 
 
 def keys_per_query(slot: Slot, config: ModelConfig, T: int) -> float:
-    """How many keys a query of a length-T sequence is charged for: T for full and prefix attention, as published figures count it (no
+    """How many keys a query of a length-T sequence is charged for: T for full, bidirectional and prefix attention, as published figures count it (no
     credit for causality), at most the window for sliding, the window and every stride-th key before it for strided."""
-    if slot.pattern in ("full", "prefix"):
+    if slot.pattern in ("full", "prefix", "bidirectional"):
         return T
     near = min(T, config.window)
     return near if slot.pattern == "sliding" else near + (T - near) / config.stride
@@ -28,7 +28,7 @@ def forward_flops_per_token(config: ModelConfig, T: int) -> float:
     """2 x the weights of every matrix product that a token meets (the unembedding too, lookups not; of a mixture's experts `top_k`)
     + 4 x heads x head size x keys per query and layer."""
     matrices = sum(_active(p, config) for p in P.flatten(transformer.specs(config)).values() if p.inputs)
-    if config.tied:
+    if config.tied and config.head == "vocabulary":
         matrices += config.V * config.width
     slots = [slot for slots, repeats in config.segments for slot in slots * repeats]
     attention = sum(4 * config.heads * config.H * keys_per_query(slot, config, T) for slot in slots)

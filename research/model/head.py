@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from research.core import params as P
 from research.core import sharding
 from research.core.dtypes import at_least_float32
+from research.core.errors import UserError
 from research.core.leaves import Rows, rows_of
 from research.model.config import ModelConfig
 from research.model.layers import beside, dot, joined, project, soft_cap
@@ -15,6 +16,47 @@ from research.model.layers import beside, dot, joined, project, soft_cap
 # GPUs want the vocabulary in whole tiles; the parameters are never padded. TPUs tile every array anyway, and libtpu 0.0.42 fails to compile the
 # gradient of a padded product under fsdp.
 PAD_TO = 128
+
+
+def specs(config: ModelConfig) -> P.Tree:
+    """The parameters of the head; empty where the table of tokens is all that there is."""
+    D, tree = config.width, {}
+    vocabulary = config.head == "vocabulary"
+    init = P.ZEROS if config.init == "fan-in-zero" else P.normal(0.02)
+    if not vocabulary:
+        if config.outputs is None:
+            raise UserError("model.outputs is not set; give it, or let the run take it from its data")
+        tree["kernel"] = P.Param((D, config.outputs), ("embed", None), init, inputs=1)
+        tree["bias"] = P.Param((config.outputs,), (None,), P.ZEROS)
+    elif not config.tied:
+        tree["kernel"] = P.Param((D, config.V), ("embed", "vocab"), init, inputs=1)
+    if vocabulary and "unembed" in config.bias:
+        tree["bias"] = P.Param((config.V,), ("vocab",), P.ZEROS)
+    if config.pool == "attention":
+        tree["query"] = P.Param((D,), ("embed",), P.normal(D**-0.5))
+    return tree
+
+
+def linear(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, lengths_B: jax.Array | None = None) -> jax.Array:
+    """The outputs of a linear head in at least float32: (B, outputs) of what is pooled, (B, T, outputs) without pooling."""
+    pooled = x_BTD if config.pool == "none" else pool(p, x_BTD, config, lengths_B)
+    return at_least_float32(dot(pooled, p["kernel"])) + beside(p["bias"], at_least_float32(pooled))
+
+
+def pool(p: P.Tree, x_BTD: jax.Array, config: ModelConfig, lengths_B: jax.Array | None = None) -> jax.Array:
+    """One vector a row, (B, D): that of the class token, the last real position's, or a mean over real positions, plain or with weights that
+    are the softmax of each position's product with a learned query."""
+    if config.pool == "cls":
+        return x_BTD[:, 0]
+    B, T = x_BTD.shape[:2]
+    lengths_B = jnp.full((B,), T) if lengths_B is None else lengths_B
+    if config.pool == "last":
+        return jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    wide_BTD = at_least_float32(x_BTD)
+    scores_BT = wide_BTD @ p["query"].astype(wide_BTD.dtype) if config.pool == "attention" else jnp.zeros((B, T))
+    real_BT = jnp.arange(T)[None] < lengths_B[:, None]
+    shares_BT = jax.nn.softmax(jnp.where(real_BT, scores_BT, -jnp.inf), axis=-1).astype(wide_BTD.dtype)
+    return jnp.einsum("BT,BTD->BD", shares_BT, wide_BTD).astype(x_BTD.dtype)
 
 
 def weights(params: P.Tree, dtype) -> tuple[jax.Array, jax.Array | None]:

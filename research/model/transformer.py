@@ -21,12 +21,12 @@ from research.core import dtypes, rng, sharding
 from research.core import params as P
 from research.core.hypers import Hypers
 from research.model import block, head, moe, pipeline, positions
+from research.model import inputs as front
 from research.model.cache import Cache
 from research.model.config import ModelConfig, Slot
 from research.model.layers import add_rows, dropout, lookup, norm
 
 TAPS = ("block_input", "attention_pattern", "mlp_output")
-EMBED_INIT = 0.02
 
 
 @struct.dataclass
@@ -48,10 +48,10 @@ def specs(config: ModelConfig) -> P.Tree:
 
 
 def _specs(config: ModelConfig) -> P.Tree:
-    D, V = config.width, config.V
-    tree: dict[str, Any] = {"embed": {"tokens": P.Param((V, D), ("vocab", "embed"), P.normal(EMBED_INIT))}}
+    D = config.width
+    tree: dict[str, Any] = {"embed": front.specs(config)}
     if config.positions == "learned":
-        tree["embed"]["positions"] = P.Param((config.context, D), ("positions", "embed"), P.normal(EMBED_INIT))
+        tree["embed"]["positions"] = P.Param((config.length, D), ("positions", "embed"), P.normal(front.EMBED_INIT))
     tree["decoder"] = {
         str(s): {
             str(i): P.tree_map(lambda p, n=n: p.stack(n), block.specs(config, slot)) for i, slot in enumerate(slots)
@@ -62,12 +62,7 @@ def _specs(config: ModelConfig) -> P.Tree:
         tree["embed"]["norm"] = block.norm_specs(config, (D,), ("embed",))
     if config.norm_placement != "post":
         tree["final_norm"] = block.norm_specs(config, (D,), ("embed",))
-    unembed = {}
-    if not config.tied:
-        init = P.ZEROS if config.init == "fan-in-zero" else P.normal(EMBED_INIT)
-        unembed["kernel"] = P.Param((D, V), ("embed", "vocab"), init, inputs=1)
-    if "unembed" in config.bias:
-        unembed["bias"] = P.Param((V,), ("vocab",), P.ZEROS)
+    unembed = head.specs(config)
     return {**tree, "unembed": unembed} if unembed else tree
 
 
@@ -77,8 +72,11 @@ def forward(params: P.Tree, tokens_BT: jax.Array, config: ModelConfig) -> jax.Ar
 
 
 def apply(params: P.Tree, inputs, config: ModelConfig, **options) -> Output:
-    """`hidden`, then the head: outputs are logits (B, T, V). Options as for `hidden`."""
+    """`hidden`, then the head: outputs are logits (B, T, V), or those of a linear head (head.py). Options as for `hidden`."""
     out = hidden(params, inputs, config, **options)
+    if config.head == "linear":
+        lengths_B = inputs.get("lengths") if isinstance(inputs, Mapping) else None
+        return dataclasses.replace(out, outputs=head.linear(params["unembed"], out.outputs, config, lengths_B))
     return dataclasses.replace(out, outputs=head.logits(params, out.outputs, config))
 
 
@@ -96,7 +94,9 @@ def hidden(
 
     `inputs` are tokens (B, T), or a mapping of `tokens` and, where wanted, `segments` (B, T) of packed documents (no attention across,
     positions restart), `positions` (B, T), `prefix` (B,): how many tokens of a row layers of the pattern `prefix` show to every query (then
-    the past is told by index and `positions` only embed), and with a cache `lengths` (B,): how many of the tokens are real, from the left.
+    the past is told by index and `positions` only embed), and with a cache or under the pattern `bidirectional` `lengths` (B,): how many of the
+    tokens are real, from the left. A model of other inputs takes those instead of tokens: `image` (B, height, width, C), or (B, frames, ...) of
+    films, `numbers` (B, columns) and `categories` int (B, columns), `vectors` (B, T, C); with a class token T is one more.
     With a `key` the config's dropout is applied, at `hypers.dropout` if given. `taps` out of `TAPS` are returned; others cost nothing.
     Raises ValueError for an unknown tap, segments together with a cache, or a prefix together with segments.
     """
@@ -104,9 +104,9 @@ def hidden(
     if set(taps) - set(TAPS):
         raise ValueError(f"unknown taps {sorted(set(taps) - set(TAPS))}; there are {', '.join(TAPS)}")
     key = None if config.dropout is None else key
-    dtype = dtypes.compute_dtype(config.dtype, params["embed"]["tokens"].dtype)
+    dtype = dtypes.compute_dtype(config.dtype, jax.tree.leaves(params["embed"])[0].dtype)
     context = _context(inputs, config, dtype, hypers if key is not None else None, cache, taps, key is not None)
-    x_BTD = _embed(params["embed"], inputs["tokens"], config, dtype, context, key)
+    x_BTD = _embed(params["embed"], inputs, config, dtype, context, key)
     if cache is not None:
         x_BTD, cache, record, aux = _decode(params, x_BTD, config, context, cache)
     else:
@@ -119,12 +119,13 @@ def hidden(
 
 def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: bool) -> block.Context:
     """Positions, segments, rotary tables and the dropout rate: computed once, used by every block."""
-    tokens_BT, segments_BT = inputs["tokens"], inputs.get("segments")
-    T = tokens_BT.shape[1]
+    segments_BT, T = inputs.get("segments"), front.length(inputs, config)
     positions_BT, written_BT, prefix_B = inputs.get("positions"), None, inputs.get("prefix")
     if prefix_B is not None and segments_BT is not None:
         raise ValueError("a prefix belongs to a whole row; give no segments with it")
     order_BT = positions_BT if prefix_B is None else None
+    if config.is_bidirectional:
+        order_BT = _real(inputs.get("lengths"), T, config.pool == "cls")
     if cache is not None:
         if segments_BT is not None:
             raise ValueError("a cache holds one document a row; give no segments with it")
@@ -152,16 +153,24 @@ def _context(inputs, config: ModelConfig, dtype, hypers, cache, taps, training: 
     )  # fmt: skip
 
 
-def _embed(p, tokens_BT, config: ModelConfig, dtype, context: block.Context, key) -> jax.Array:
-    x_BTD = lookup(p["tokens"], tokens_BT, dtype)
+def _real(lengths_B: jax.Array | None, T: int, cls: bool) -> jax.Array | None:
+    """Positions (B, T) of rows that are real up to their lengths, and of -1 behind; None where all are real."""
+    if lengths_B is None:
+        return None
+    step_T = jnp.arange(T)[None]
+    return jnp.where(step_T < lengths_B[:, None] + cls, step_T, -1)
+
+
+def _embed(p, inputs, config: ModelConfig, dtype, context: block.Context, key) -> jax.Array:
+    x_BTD = front.embed(p, inputs, config, dtype)
     if config.embedding_scale == "sqrt-width":
         x_BTD = x_BTD * jnp.asarray(config.base.width**0.5, dtype)
-    T = tokens_BT.shape[1]
+    T = x_BTD.shape[1]
     if config.positions == "learned":
         where = context.positions_BT
-        if where is None and config.context < T:
+        if where is None and config.length < T:
             raise ValueError(
-                f"{T} tokens, but there are learned positions for {config.context}; shorten them or raise model.context"
+                f"{T} tokens, but there are learned positions for {config.length}; shorten them or raise model.context"
             )
         if where is None:
             x_BTD = add_rows(x_BTD, p["positions"][:T])

@@ -42,6 +42,24 @@ def softmax_cross_entropy(
     return losses if z_loss is None else losses + z_loss * jnp.square(log_sum)
 
 
+def soft_cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, *, label_smoothing: ArrayLike | None = None, z_loss: ArrayLike | None = None
+) -> jax.Array:
+    """`softmax_cross_entropy` against distributions `targets` (..., V), such as those of mixed examples: (..., V) to (...).
+
+    Raises ValueError when the shapes differ.
+    """
+    logits, targets = _floats(logits), _floats(targets)
+    if targets.shape != logits.shape:
+        raise ValueError(f"targets of shape {targets.shape} for logits of shape {logits.shape}; expected equal shapes")
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.sum(targets * logits, axis=-1)
+    if label_smoothing is not None:
+        target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
+    losses = log_sum - target
+    return losses if z_loss is None else losses + z_loss * jnp.square(log_sum)
+
+
 @jax.custom_jvp
 def pick(x: jax.Array, index: jax.Array) -> jax.Array:
     """`x[..., index]`: from (..., V) and integers (...) to (...); NaN where an index lies outside [0, V).

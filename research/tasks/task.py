@@ -40,7 +40,6 @@ class TaskConfig:
     head_tile: int | None = None  # tokens whose logits are held at a time; None: all
 
     unused: ClassVar[tuple[str, ...]] = ()  # of these fields: those that the task has no use for
-    draws: ClassVar[bool] = False  # whether the loss needs a key besides that of dropout
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -59,6 +58,11 @@ class TaskConfig:
             require(
                 getattr(self, name) is None, f"task.{name}", getattr(self, name), f"none: {self.kind} has no use for it"
             )
+
+    @property
+    def draws(self) -> bool:
+        """Whether the loss needs a key besides dropout's."""
+        return False
 
     def corpus(self, data: str, tokenizer: Any, **texts: Any) -> Any:
         """The task's data by the name of its source: a Corpus of text (data/tokens.py) or Examples (data/examples.py)."""

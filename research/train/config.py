@@ -84,7 +84,7 @@ class Config:
         ):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a number above 0")
-        learned, context = self.model.positions == "learned", self.model.context
+        learned, context = self.model.positions == "learned", self.model.length
         fits = not learned or self.row_tokens <= context
         require(
             fits, "sequence_length", self.sequence_length, f"at most model.context {context}: positions are learned"
@@ -112,7 +112,7 @@ class Config:
     @property
     def row_tokens(self) -> int:
         """Tokens of a row of a batch."""
-        return self.model.context if self.sequence_length is None else self.sequence_length
+        return self.model.length if self.sequence_length is None else self.sequence_length
 
     @property
     def step_tokens(self) -> int:

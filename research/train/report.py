@@ -16,6 +16,7 @@ LARGEST = 1e100  # of what is drawn: NaN and infinity are not below it, and diff
 SMOOTH_FROM = 60  # points of the training loss from which it gets an average
 SMALL = [  # split and key of the records, title, whether the axis may be logarithmic
     ("eval", "bits_per_byte", "Held-out bits per byte", False),
+    ("eval", "accuracy", "Held-out accuracy", False),
     ("train", "learning_rate", "Learning rate", False),
     ("train", "grad_norm", "Gradient norm", True),
     ("train", "update_ratio", "Update ÷ weight", True),
@@ -28,6 +29,7 @@ SMALL = [  # split and key of the records, title, whether the axis may be logari
 FIGURES = {  # the result's fields that head the page, and how they are written
     "eval_loss": ("Held-out loss", lambda v: f"{v:.4f}"),
     "bits_per_byte": ("Bits per byte", lambda v: f"{v:.3f}"),
+    "accuracy": ("Held-out accuracy", lambda v: f"{v:.2%}"),
     "train_loss": ("Training loss", lambda v: f"{v:.4f}"),
     "steps": ("Steps", lambda v: f"{v:,}"),
     "tokens": ("Tokens", lambda v: charts.label(float(f"{v:.3g}"))),

@@ -369,7 +369,7 @@ def test_a_member_tells_of_its_loss():
     trial = Trial(0, {}, T.Config())
     member = Member(trial, program=None, step=3)  # pyright: ignore[reportArgumentType]
     assert member.loss == math.inf
-    member.evaluated(2.0)
+    member.evaluated({"loss": 2.0})
     assert member.loss == 2.0
-    member.evaluated(math.nan)
+    member.evaluated({"loss": math.nan})
     assert member.diverged and member.loss == math.inf

@@ -1,0 +1,30 @@
+"""Handwritten digits by a vision transformer: pictures in patches, a class token, one answer.
+
+python experiments/classify_images.py
+"""
+
+from research import train
+from research.model.config import ModelConfig
+from research.model.input_config import ImageConfig
+from research.tasks.classify import ClassifyConfig
+
+EXPERIMENT = train.Experiment(
+    "classify_images",
+    train.Config(
+        data="digits",
+        task=ClassifyConfig(augment=("rotate:12", "translate:0.1", "scale:0.1"), label_smoothing=0.1),
+        model=ModelConfig(
+            inputs="image", image=ImageConfig(height=8, patch=2), head="linear", pool="mean", width=96, layers=4, heads=4,
+            patterns=("bidirectional",), positions="learned", activation="swiglu", mlp_width=192, init="fan-in", unroll=4,
+        ),
+        optimizer=train.OptimizerConfig(
+            kind="adamw", learning_rate=2e-3, weight_decay=0.05,
+            schedule=train.ScheduleConfig(kind="cosine", warmup_steps=50),
+        ),
+        steps=1500, batch_size=64, eval_every=250, log_every=50,
+    ),
+    description=__doc__,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    train.main(EXPERIMENT)
