@@ -50,8 +50,8 @@ class Noise(Sounds):
     stays silent.
     """
 
-    snr: ArrayLike = 20.0
     strength: ArrayLike = 1.0
+    snr: ArrayLike = 20.0
     bank: jax.Array | None = None
     RANGES = {"strength": (0, math.inf), "snr": (-math.inf, math.inf)}
 

@@ -57,11 +57,9 @@ def hue(image: jax.Array, turns: ArrayLike) -> jax.Array:
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value, chroma = image.max(axis=-1), image.max(axis=-1) - image.min(axis=-1)
     safe = jnp.where(chroma > 0, chroma, 1)
-    sixth = jnp.where(
-        value == red,
-        (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
+    # orders, and not equality with the largest, which a fused program may compute twice and round differently
+    others = jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    sixth = jnp.where((red >= green) & (red >= blue), (green - blue) / safe, others)
     sixth = sixth + 6 * jnp.asarray(turns)
 
     def channel(n: int) -> jax.Array:

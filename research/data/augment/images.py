@@ -131,7 +131,7 @@ class Crop(Images):
         bound = math.log(self.ratio)
         ratio = jnp.exp(jax.random.uniform(for_ratio, (TRIES,), minval=-bound, maxval=bound))
         heights, widths = jnp.round(H * jnp.sqrt(area / ratio)), jnp.round(W * jnp.sqrt(area * ratio))
-        fits = (heights >= 1) & (heights <= H) & (widths >= 1) & (widths <= W)
+        fits = (heights >= 1) & (heights <= H) & (widths >= 1) & (widths <= W) & (jnp.asarray(self.strength) > 0)
         first = jnp.argmax(fits)
         height, width = jnp.where(fits[first], heights[first], H), jnp.where(fits[first], widths[first], W)
         top = jnp.floor(jax.random.uniform(for_top) * (H - height + 1))

@@ -6,7 +6,7 @@ targets    <X> for inviting <Y> last <Z>
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ class Spans(Augmentation):
     strength needs. What goes beyond them is cut off. At strength 0, and for rows of a single token, inputs are the tokens.
     """
 
-    sentinel: int
     strength: ArrayLike = 0.15
+    sentinel: int = field(kw_only=True)
     mean_span: float = 3.0
     step: int = -1
     sentinels: int = 100
