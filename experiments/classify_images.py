@@ -12,13 +12,13 @@ EXPERIMENT = train.Experiment(
     "classify_images",
     train.Config(
         data="digits",
-        task=ClassifyConfig(augment=("rotate:12", "translate:0.1", "scale:0.1"), label_smoothing=0.1),
+        task=ClassifyConfig(augment=("rotate:8", "translate:0.08", "scale:0.08"), label_smoothing=0.1),
         model=ModelConfig(
             inputs="image", image=ImageConfig(height=8, patch=2), head="linear", pool="mean", width=96, layers=4, heads=4,
-            patterns=("bidirectional",), positions="learned", activation="swiglu", mlp_width=192, init="fan-in", unroll=4,
+            patterns=("bidirectional",), positions="learned", mlp_width=192, dropout=0.1, init="fan-in", unroll=4,
         ),
         optimizer=train.OptimizerConfig(
-            kind="adamw", learning_rate=2e-3, weight_decay=0.05,
+            kind="muon", learning_rate=0.01, weight_decay=0.1, adam_ratio=0.3, ema_decay=0.99,
             schedule=train.ScheduleConfig(kind="cosine", warmup_steps=50),
         ),
         steps=1500, batch_size=64, eval_every=250, log_every=50,
