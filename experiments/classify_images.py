@@ -1,6 +1,11 @@
-"""Handwritten digits by a vision transformer: pictures in patches, a class token, one answer.
+"""Handwritten digits by a vision transformer: a picture in patches, read in all directions, and one answer.
 
-python experiments/classify_images.py
+    python experiments/classify_images.py
+
+Data: the 1,797 digits of 8 x 8 pixels in scikit-learn's package (extra `tasks`), a fifth of them held out. In training each is turned by up to 8
+degrees, moved and scaled by up to 8% (`task.augment`).
+
+As measured on 2 CPU cores (AMD EPYC) beside other work, 2026-11-27: 98.9% of the held-out digits right after 89 s (seed 0) and 80 s (seed 1).
 """
 
 from research import train
