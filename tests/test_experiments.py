@@ -19,7 +19,15 @@ VOCABULARY = 1024
 
 
 def test_the_experiments_are_there():
-    assert {"quickstart", "lm_tiny_text", "gpt2_124m", "shakespeare", "glm_infill", "classify_images"} <= set(NAMES)
+    assert {
+        "quickstart",
+        "lm_tiny_text",
+        "gpt2_124m",
+        "shakespeare",
+        "glm_infill",
+        "classify_images",
+        "classify_video",
+    } <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
