@@ -14,7 +14,9 @@ FeedForward = Literal["dense", "moe"]
 Positions = Literal["learned", "sinusoidal", "rotary", "alibi", "none"]
 Norm = Literal["layer", "rms"]
 NormPlacement = Literal["pre", "post", "sandwich", "branch-output"]
-Activation = Literal["relu", "gelu", "gelu-tanh", "relu2", "sigmoid", "swiglu", "geglu", "geglu-tanh"]
+Activation = Literal[
+    "relu", "gelu", "gelu-tanh", "quick-gelu", "silu", "relu2", "sigmoid", "swiglu", "geglu", "geglu-tanh"
+]
 Projection = Literal["query", "key", "value", "attention-output", "mlp-in", "mlp-gate", "mlp-out", "norm", "unembed"]
 GATED = ("swiglu", "geglu", "geglu-tanh")
 

@@ -173,6 +173,10 @@ def _activate(x, gate, kind: str):
         return jnp.square(jax.nn.relu(x))
     if kind == "sigmoid":
         return jax.nn.sigmoid(x)
+    if kind == "silu":  # also called swish: arXiv 1710.05941
+        return jax.nn.silu(x)
+    if kind == "quick-gelu":  # GELU's approximation by a sigmoid (arXiv 1606.08415, section 2), as CLIP has it
+        return x * jax.nn.sigmoid(1.702 * x)
     return _gelu(x, kind == "gelu-tanh")
 
 

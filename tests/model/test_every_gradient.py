@@ -28,6 +28,8 @@ CASES = [
     {"norm_placement": "branch-output", "residual": "parallel", "activation": "swiglu", "attention_soft_cap": 5.0, "logit_soft_cap": 3.0, **LAYER},
     {"norm_placement": "branch-output", "residual": "parallel-shared", "activation": "gelu", "attention_scale": 0.2, "mlp_width": 7},
     {"layers": 7, "patterns": ("sliding", "full", "sliding", "strided", "sliding", "full"), "window": 3, "stride": 2, "activation": "relu2"},
+    {"patterns": ("bidirectional",), "activation": "silu", "positions": "alibi"},
+    {"patterns": ("bidirectional", "full"), "activation": "quick-gelu", **LAYER},
 ]  # fmt: skip
 
 

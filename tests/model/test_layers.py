@@ -159,6 +159,8 @@ FORMULAS = {
     "relu": lambda x, g: np.maximum(x, 0),
     "relu2": lambda x, g: np.maximum(x, 0) ** 2,
     "sigmoid": lambda x, g: 1 / (1 + np.exp(-x)),
+    "silu": lambda x, g: x / (1 + np.exp(-x)),
+    "quick-gelu": lambda x, g: x / (1 + np.exp(-1.702 * x)),
     "gelu": lambda x, g: erf_gelu(x),
     "gelu-tanh": lambda x, g: tanh_gelu(x),
     "swiglu": lambda x, g: x * g / (1 + np.exp(-g)),
