@@ -346,7 +346,8 @@ def build(config: C.Config, corpus: Corpus | Examples, weights: Weights | None =
     else:
         check_for_text(config, corpus)
     built = Program(config, corpus, model, mesh_of(config), C.hypers(config), weights)
-    _ = built.batches, built.held_out  # a corpus that is too short is refused before there is a run directory
+    # a corpus that is too short, or a loss that the model cannot have, is refused before there is a run directory
+    _ = built.batches, built.held_out, config.task.make_loss(model)
     return built
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research import hf
 from research.core import dtypes
 from research.core import params as P
+from research.core.errors import UserError
 from research.data import tokenizer as tokenizers
 from research.data.tokenizer import Tokenizer
 from research.model import transformer
@@ -40,6 +41,10 @@ class Run:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
+        """The run's tokeniser. Raises UserError where its task reads no text."""
+        if not (self.path / "tokenizer.json").exists() and not isinstance(self.config.task, LMConfig):
+            kind = self.config.task.kind
+            raise UserError(f"{self.path} learned the task {kind!r} and has no tokeniser; this needs a language model")
         return tokenizers.load(self.path / "tokenizer.json")
 
     @functools.cached_property

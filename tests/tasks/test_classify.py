@@ -157,6 +157,8 @@ def test_a_run_learns_and_is_opened_again(config, tmp_path):
     batch = {"image": jnp.asarray(result.program.corpus.eval["image"])}
     out = transformer.apply(run.params, centred(batch), run.model).outputs
     np.testing.assert_array_equal(np.argmax(out, axis=1), result.program.corpus.eval["label"])
+    with pytest.raises(UserError, match="needs a language model"):
+        _ = run.tokenizer
     assert "accuracy" in (tmp_path / "report.html").read_text()
 
 
@@ -178,6 +180,12 @@ def test_micro_batches_add_up(config, tmp_path):
         train.fit(dataclasses.replace(plain, run_dir=str(tmp_path / str(n)), micro_batches=n)).summary for n in (1, 4)
     ]
     assert math.isclose(found[0]["eval_loss"], found[1]["eval_loss"], rel_tol=1e-5)
+
+
+def test_a_loss_that_cannot_be_leaves_no_run_behind(config, tmp_path):
+    with pytest.raises(UserError, match="flip"):
+        train.fit(dataclasses.replace(config, run_dir=str(tmp_path / "run"), task=ClassifyConfig(augment=("flp",))))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("changes", [{"sample_every": 5}, {"rows": "packed"}, {"clean": "plain"}, {"fim_rate": 0.5}])
