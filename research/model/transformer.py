@@ -98,9 +98,11 @@ def hidden(
     tokens are real, from the left. A model of other inputs takes those instead of tokens: `image` (B, height, width, C), or (B, frames, ...) of
     films, `numbers` (B, columns) and `categories` int (B, columns), `vectors` (B, T, C); with a class token T is one more.
     With a `key` the config's dropout is applied, at `hypers.dropout` if given. `taps` out of `TAPS` are returned; others cost nothing.
-    Raises ValueError for an unknown tap, segments together with a cache, or a prefix together with segments.
+    Raises ValueError for an unknown tap, a cache in both directions, segments together with a cache, or a prefix together with segments.
     """
     inputs = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
+    if cache is not None and config.is_bidirectional:
+        raise ValueError("a model that reads in both directions continues nothing: give no cache")
     if set(taps) - set(TAPS):
         raise ValueError(f"unknown taps {sorted(set(taps) - set(TAPS))}; there are {', '.join(TAPS)}")
     key = None if config.dropout is None else key

@@ -16,7 +16,7 @@ from research.core.hypers import Hypers
 from research.data.mixed import prepare
 from research.data.tokens import Corpus
 from research.model import blanks, head, transformer
-from research.model.config import ModelConfig
+from research.model.config import ModelConfig, require
 from research.tasks import losses
 from research.tasks.infill import InfillConfig
 from research.tasks.task import Evaluation, Loss, RowLosses, TaskConfig, check_router, given, with_router
@@ -36,6 +36,10 @@ class LMConfig(TaskConfig):
     def fitted(self, model: ModelConfig, corpus: Corpus) -> ModelConfig:
         """The model with its tokeniser's vocabulary. Raises UserError where the text has ids that it lacks, and where it fills blanks and the task
         does not, or the other way round."""
+        require(model.inputs == "tokens", "model.inputs", model.inputs, f"tokens, for the task {self.kind!r}")
+        require(model.head == "vocabulary", "model.head", model.head, f"vocabulary, for the task {self.kind!r}")
+        sees = "patterns without bidirectional: a token that is seen cannot be predicted"
+        require(not model.is_bidirectional, "model.patterns", model.patterns, sees)
         model = with_vocabulary(model, corpus.tokenizer.vocab_size)
         check_vocabulary(model, corpus)
         if model.fills_blanks != (self.kind == "infill"):

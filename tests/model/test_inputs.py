@@ -11,6 +11,7 @@ from research.core import params as P
 from research.core import rng
 from research.core.errors import UserError
 from research.model import attention, flops, head, transformer
+from research.model import cache as kv
 from research.model import inputs as front
 from research.model.config import ModelConfig
 from research.model.input_config import FeatureConfig, ImageConfig
@@ -144,6 +145,9 @@ def test_configs_that_say_nothing_whole_are_refused():
         ModelConfig(inputs="features")
     with pytest.raises(UserError, match="model.outputs"):
         transformer.specs(dataclasses.replace(SMALL, outputs=None))
+    with pytest.raises(ValueError, match="continues nothing"):
+        cache = kv.init(SMALL, 1, 4, jnp.float32)
+        transformer.hidden(params_of(SMALL), jnp.array([[1]]), SMALL, cache=cache)
     with pytest.raises(ValueError, match="expected"):
         outputs(image_model(), {"image": jnp.ones((1, 4, 4, 2))})
 

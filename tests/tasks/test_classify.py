@@ -20,6 +20,7 @@ from research.model.config import ModelConfig
 from research.model.input_config import ImageConfig
 from research.tasks import task
 from research.tasks.classify import ClassifyConfig, centred, check_labels
+from research.tasks.lm import LMConfig
 from research.train.run import load_run
 
 MODEL = ModelConfig(
@@ -117,6 +118,15 @@ def test_data_and_model_that_do_not_go_together_are_refused():
         ClassifyConfig(head_tile=4)
     with pytest.raises(UserError, match="rotat"):
         ClassifyConfig(augment=("rotat",)).make_loss(MODEL)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"inputs": "vectors"}, {"head": "linear", "outputs": 2}, {"patterns": ("full", "bidirectional")}]
+)
+def test_a_language_model_reads_tokens_from_the_left(changes):
+    config = LMConfig()
+    with pytest.raises(UserError, match=f"model.{next(iter(changes))}"):
+        config.fitted(ModelConfig(**changes), None)
 
 
 def test_kinds_are_found_by_name():
