@@ -85,7 +85,6 @@ def test_swapped_tokens_are_pairs_that_change_places(seed, strength):
         assert len(moved) == 2 * int(np.float32(strength) * np.float32(length) * np.float32(0.5)) and now == length
         assert (moved < length).all()
         to = [before.tolist().index(token) for token in after[moved].tolist()]
-        assert all(to[to.index(place)] == moved[to.index(place)] or place in moved for place in to)
         where = dict(zip(moved.tolist(), to, strict=True))
         assert all(where[where[place]] == place for place in where)
 
@@ -158,7 +157,7 @@ def test_spans_can_be_put_back(step, seed, strength):
         gone = min(max(share(strength, length), 1), length - 1) if strength > 0 and length > 1 else 0
         parts = min(max(round(gone / 3), 1), gone, length - gone) if gone else 0
         assert (len(marks), len(targets)) == (parts, gone + parts + 1)
-        assert not marks or (inputs[0] not in sentinels and inputs[-1] in sentinels)
+        assert not any(one in sentinels and two in sentinels for one, two in zip(inputs, inputs[1:], strict=False))
         assert (out["targets"][row, len(targets) :] == 77).all()
         if gone:
             assert (out["inputs"][row, len(inputs) :] == 77).all()
@@ -171,8 +170,8 @@ def test_all_ways_to_take_out_spans_are_alike():
     batch = {"tokens": np.tile(np.arange(8, dtype=np.int32), (rows, 1)), "length": np.full(rows, 8, np.int32)}
     out = run(batch, jax.random.key(0), (Spans(0.5, sentinel=50, mean_span=2.0),))
     ways = collections.Counter(map(tuple, np.asarray(out["inputs"]).tolist()))
-    assert len(ways) == 9  # 4 tokens in 2 spans: 3 ways, after 4 in 2 others: 3 ways
-    assert sum((n - rows / 9) ** 2 / (rows / 9) for n in ways.values()) < 26.1  # chi-squared, 8 degrees: 1 in 1000
+    assert len(ways) == 30  # 4 tokens in 2 spans: 3 ways; 4 before, between and behind them, some between: 10 ways
+    assert sum((n - rows / 30) ** 2 / (rows / 30) for n in ways.values()) < 58.3  # chi-squared, 29 degrees: 1 in 1000
 
 
 def test_sizes_are_those_of_t5():

@@ -23,10 +23,10 @@ class Spans(Augmentation):
     """Adds `inputs`, `inputs_length`, `targets` and `targets_length` to a batch of `tokens` (B, T) and `length` (B,).
 
     Of L tokens round(strength L) are taken out, at least 1 and at most L - 1, in round(that / mean_span) spans, at least 1; which, and how
-    long each is, is uniform among all ways that begin with a token that stays and end with a span. Span j leaves `sentinel` + j `step`, T5's
-    counting down from the end of the vocabulary, and there are no more than `sentinels` with the one that ends the targets. Arrays are (B,
-    input_size) and (B, target_size), filled with `pad`; by default T and T + 1, which always suffice, while `sizes` gives what a
-    strength needs. What goes beyond them is cut off. At strength 0, and for rows of a single token, inputs are the tokens.
+    long each is, is uniform among all ways in which no two spans touch. Span j leaves `sentinel` + j `step`, T5's counting down from the end of
+    the vocabulary, and there are no more than `sentinels` with the one that ends the targets. Arrays are (B, input_size) and (B, target_size),
+    filled with `pad`; by default T and T + 1, which always suffice, while `sizes` gives what a strength needs. What goes beyond them
+    is cut off. At strength 0, and for rows of a single token, inputs are the tokens.
     """
 
     strength: ArrayLike = 0.15
@@ -77,20 +77,22 @@ class Spans(Augmentation):
 
 
 def span_mask(key: jax.Array, T: int, length: jax.Array, gone: jax.Array, parts: jax.Array) -> jax.Array:
-    """Returns which of T places (T,) lie in spans: `parts` spans of `gone` places in all among the first `length`, each after at least one other."""
+    """Returns which of T places (T,) lie in spans: `parts` spans of `gone` places in all among the first `length`, none beside another."""
     for_kept, for_gone = jax.random.split(key)
-    kept = random_parts(for_kept, T, length - gone, parts)
-    spans = random_parts(for_gone, T, gone, parts)
+    slots = T // 2 + 2
+    spans = random_parts(for_gone, T, gone, parts, slots)
+    # what stays lies before, between and behind spans; one place more at both ends lets these two be empty
+    kept = random_parts(for_kept, T + 2, length - gone + 2, parts + 1, slots).at[0].add(-1).at[parts].add(-1)
     bounds = jnp.cumsum(jnp.stack([kept, spans], axis=1).ravel())
     changes = jnp.zeros(T + 1, jnp.int32).at[bounds].add(1, mode="drop")[:T]
     return jnp.cumsum(changes) % 2 == 1
 
 
-def random_parts(key: jax.Array, T: int, items: jax.Array, parts: jax.Array) -> jax.Array:
-    """Returns the sizes of `parts` parts, none empty, that `items` <= T fall into, uniform among all ways: (T // 2 + 1,), zeros after them."""
-    places = jnp.arange(T)
+def random_parts(key: jax.Array, most: int, items: jax.Array, parts: jax.Array, slots: int) -> jax.Array:
+    """Returns the sizes of `parts` parts, none empty, that `items` <= most fall into, uniform among all ways: (slots,), zeros after them."""
+    places = jnp.arange(most)
     part = jnp.cumsum(choose(key, (places >= 1) & (places < items), parts - 1))
-    return jax.ops.segment_sum((places < items).astype(jnp.int32), part, num_segments=T // 2 + 1)
+    return jax.ops.segment_sum((places < items).astype(jnp.int32), part, num_segments=slots)
 
 
 def sizes(T: int, strength: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
