@@ -125,6 +125,13 @@ def test_neighbours_stand_in_for_tokens(seed, strength):
         assert np.isin(after[:now][new] % 100, np.concatenate([before[:length], before[:length]]) % 100).all()
 
 
+def test_every_neighbour_is_drawn_alike():
+    table = jnp.asarray(np.tile(np.arange(4, dtype=np.int32), (8, 1)))
+    batch = {"tokens": np.full((2000, 1), 7, np.int32), "length": np.ones(2000, np.int32)}
+    counts = np.bincount(np.asarray(run(batch, jax.random.key(0), (Replace(1.0, neighbours=table),))["tokens"])[:, 0])
+    assert len(counts) == 4 and ((counts - 500) ** 2 / 500).sum() < 16.3  # chi-squared, 3 degrees: 1 in 1000
+
+
 def put_together(inputs: list[int], targets: list[int], sentinels: range) -> list[int]:
     """What the tokens were, of inputs and targets without padding."""
     parts, out = {}, []
