@@ -6,24 +6,30 @@ Colours and fonts are CSS classes of the page (report.py), so that one chart ser
 import bisect
 import dataclasses
 import html
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 MAX_POINTS = 800  # per line; more are no more than the screen has pixels
 LOG_FROM = 30.0  # highest over lowest value above which a logarithmic axis is clearer
 SMALLEST = 1e-30  # on a logarithmic axis
+TITLE = 18  # pixels of an axis's title
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A named series. `ys` has None where there is no finite value; `style` is a CSS class; `dots` marks every point."""
+    """A named series. `ys` has None where there is no finite value; `style` is a CSS class; `dots` marks every point. Between `low` and
+    `high`, where both are given, lies a band."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float | None]
     style: str
     dots: bool = False
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +49,72 @@ class Axis:
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
 
-def chart(title: str, lines: Sequence[Line], *, width: int, height: int, log: bool | None = False) -> str:
-    """A `<figure>` of the lines over steps, or with a note where there is nothing to draw. `log` None decides by the values."""
+def chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    width: int,
+    height: int,
+    log: bool | None = False,
+    log_x: bool = False,
+    x: str = "",
+    y: str = "",
+) -> str:
+    """A `<figure>` of the lines over steps, or with a note where there is nothing to draw. `log` None decides by the values.
+
+    `x` and `y` name the axes where they are not steps and what the title says. Only lines whose xs all ascend have a hover readout.
+    """
     lines = [thinned(line) for line in lines]
-    points = [(x, y) for line in lines for x, y in zip(line.xs, line.ys, strict=True) if y is not None]
+    points = [(at, v) for line in lines for at, v in zip(line.xs, line.ys, strict=True) if v is not None]
     caption = f"<figcaption>{html.escape(title)}{_legend(lines)}</figcaption>"
     if not points:
         return f'<figure class="chart">{caption}<p class="none">nothing to draw yet</p></figure>'
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    xs, ys = [at for at, _ in points], [v for _, v in points]
+    ys += [v for line in lines for band in (line.low, line.high) for v in band or () if v is not None]
     if log is None:
         log = min(ys) > SMALLEST and max(ys) / min(ys) > LOG_FROM
-    y_axis = axis(min(ys), max(ys), height - 26.0, 10.0, log=log, count=max(3, height // 50))
-    left = 14 + 7 * max(len(label(tick)) for tick in y_axis.ticks)
-    x_axis = axis(min(xs), max(xs), float(left), width - 14.0, count=max(3, width // 110), round_ends=False)
-    body = _grid(x_axis, y_axis) + "".join(_path(line, x_axis, y_axis) for line in lines)
+    x_axis, y_axis = axes(xs, ys, width, height, log=log, log_x=log_x, titled=(bool(x), bool(y)))
+    body = grid(x_axis, y_axis, x, y) + "".join(_path(line, x_axis, y_axis) for line in lines)
     wide = " wide" if width > 600 else ""
+    said = described(title, lines, x, y) if x else f"{title} over steps"
+    ascending = all(a <= b for line in lines for a, b in itertools.pairwise(line.xs))
+    data = f'<script type="application/json">{_data(lines, x_axis, width, x)}</script>' if ascending else ""
     return (
         f'<figure class="chart{wide}">{caption}<div class="plot"><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.escape(title)} over steps">{body}<line class="cursor" y1="{y_axis.end}" y2="{y_axis.start}"/></svg>'
-        f'<div class="readout"></div></div><script type="application/json">{_data(lines, x_axis, width)}</script></figure>'
+        f'aria-label="{html.escape(said)}">{body}<line class="cursor" y1="{y_axis.end}" y2="{y_axis.start}"/></svg>'
+        f'<div class="readout"></div></div>{data}</figure>'
     )
+
+
+def axes(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    width: int,
+    height: int,
+    *,
+    log: bool = False,
+    log_x: bool = False,
+    titled: tuple[bool, bool] = (False, False),
+) -> tuple[Axis, Axis]:
+    """The axes of a drawing of `width` x `height` pixels over all the values, with room for marks and, where `titled`, for titles."""
+    bottom = height - 26.0 - TITLE * titled[0]
+    y_axis = axis(min(ys), max(ys), bottom, 10.0, log=log, count=max(3, height // 50))
+    left = 14 + 7 * max(len(label(tick)) for tick in y_axis.ticks) + TITLE * titled[1]
+    x_axis = axis(min(xs), max(xs), float(left), width - 14.0, log=log_x, count=max(3, width // 110), round_ends=False)
+    return x_axis, y_axis
+
+
+def described(title: str, lines: Sequence[Line], x: str, y: str) -> str:
+    """What the lines show in words: the axes, and where each line begins, ends and lies."""
+    told = [f"{title}: {y or title} by {x}" if title else f"{y} by {x}"]
+    for line in lines:
+        there = [(at, value) for at, value in zip(line.xs, line.ys, strict=True) if value is not None]
+        if there:
+            values = [value for _, value in there]
+            first, last, low, high = (label(v) for v in (values[0], values[-1], min(values), max(values)))
+            ends = f"{first} at {label(there[0][0])} to {last} at {label(there[-1][0])}"
+            told.append(f"{line.name}: {ends}, between {low} and {high}")
+    return "; ".join(told)
 
 
 def axis(low: float, high: float, start: float, end: float, *, log=False, count=5, round_ends=True) -> Axis:
@@ -127,25 +179,40 @@ def thinned(line: Line) -> Line:
         there = [j for j in stretch if line.ys[j] is not None]
         value: Callable[[int], float] = lambda j: line.ys[j] or 0.0  # noqa: E731
         kept += sorted({min(there, key=value), max(there, key=value)}) if there else [stretch[0]]
-    return dataclasses.replace(line, xs=[line.xs[j] for j in kept], ys=[line.ys[j] for j in kept])
+    low, high = (None if band is None else [band[j] for j in kept] for band in (line.low, line.high))
+    return dataclasses.replace(line, xs=[line.xs[j] for j in kept], ys=[line.ys[j] for j in kept], low=low, high=high)
 
 
-def _grid(x_axis: Axis, y_axis: Axis) -> str:
+def grid(x_axis: Axis, y_axis: Axis, x: str = "", y: str = "") -> str:
+    """SVG of the marks of two axes, lines across at those of the second, and the axes' titles."""
     parts = []
     for tick in y_axis.ticks:
-        y = f"{y_axis(tick):.1f}"
-        parts.append(f'<line class="grid" x1="{x_axis.start}" x2="{x_axis.end}" y1="{y}" y2="{y}"/>')
+        at = f"{y_axis(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x_axis.start}" x2="{x_axis.end}" y1="{at}" y2="{at}"/>')
         parts.append(
-            f'<text class="tick" x="{x_axis.start - 6}" y="{y}" dy=".32em" text-anchor="end">{label(tick)}</text>'
+            f'<text class="tick" x="{x_axis.start - 6}" y="{at}" dy=".32em" text-anchor="end">{label(tick)}</text>'
         )
     for tick in x_axis.ticks:
-        x = f"{x_axis(tick):.1f}"
-        parts.append(f'<text class="tick" x="{x}" y="{y_axis.start + 17}" text-anchor="middle">{label(tick)}</text>')
+        at = f"{x_axis(tick):.1f}"
+        parts.append(f'<text class="tick" x="{at}" y="{y_axis.start + 17}" text-anchor="middle">{label(tick)}</text>')
+    return "".join(parts) + titles(x_axis, y_axis, x, y)
+
+
+def titles(x_axis: Axis, y_axis: Axis, x: str, y: str) -> str:
+    """SVG of the axes' titles: the first below its marks, the second upwards at the left edge."""
+    parts = []
+    if x:
+        middle, below = (x_axis.start + x_axis.end) / 2, y_axis.start + 17 + TITLE
+        parts.append(f'<text class="tick" x="{middle:.1f}" y="{below}" text-anchor="middle">{html.escape(x)}</text>')
+    if y:
+        middle = (y_axis.start + y_axis.end) / 2
+        turned = f'transform="rotate(-90)" x="{-middle:.1f}" y="12" text-anchor="middle"'
+        parts.append(f'<text class="tick" {turned}>{html.escape(y)}</text>')
     return "".join(parts)
 
 
 def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
-    """The line as one path, lifted over gaps; points with no neighbour, and all where `dots`, as circles."""
+    """The line as one path, lifted over gaps, on its band; points with no neighbour, and all where `dots`, as circles."""
     places = [None if y is None else (x_axis(x), y_axis(y)) for x, y in zip(line.xs, line.ys, strict=True)]
     path, circles = [], []
     for i, place in enumerate(places):
@@ -155,7 +222,21 @@ def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
         path.append(f"{'L' if joined else 'M'}{place[0]:.1f} {place[1]:.1f}")
         if line.dots or not (joined or (i + 1 < len(places) and places[i + 1] is not None)):
             circles.append(f'<circle class="{line.style}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="3"/>')
-    return f'<path class="line {line.style}" d="{"".join(path)}"/>' + "".join(circles)
+    return f'{_band(line, x_axis, y_axis)}<path class="line {line.style}" d="{"".join(path)}"/>' + "".join(circles)
+
+
+def _band(line: Line, x_axis: Axis, y_axis: Axis) -> str:
+    """The band of a line, one outline for each stretch where both its edges are there."""
+    if line.low is None or line.high is None:
+        return ""
+    edges = list(zip(line.xs, line.low, line.high, strict=True))
+    outlines = []
+    for there, stretch in itertools.groupby(edges, key=lambda edge: edge[1] is not None and edge[2] is not None):
+        if there:
+            kept = [(x_axis(x), y_axis(low or 0.0), y_axis(high or 0.0)) for x, low, high in stretch]
+            around = [(x, high) for x, _, high in kept] + [(x, low) for x, low, _ in reversed(kept)]
+            outlines.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in around) + "Z")
+    return f'<path class="band {line.style}" d="{"".join(outlines)}"/>'
 
 
 def _legend(lines: Sequence[Line]) -> str:
@@ -165,14 +246,15 @@ def _legend(lines: Sequence[Line]) -> str:
     return f'<span class="legend">{"".join(keys)}</span>'
 
 
-def _data(lines: Sequence[Line], x_axis: Axis, width: int) -> str:
+def _data(lines: Sequence[Line], x_axis: Axis, width: int, x: str = "") -> str:
     """What the hover readout needs, safe inside a script element."""
     series = [
         {"name": line.name, "style": line.style, "x": list(line.xs), "y": [_short(y) for y in line.ys]}
         for line in lines
     ]
-    frame = {"low": x_axis.low, "high": x_axis.high, "start": x_axis.start / width, "end": x_axis.end / width}
-    return json.dumps({"frame": frame, "series": series}, separators=(",", ":")).replace("<", "\\u003c")
+    frame: dict[str, Any] = {"low": x_axis.low, "high": x_axis.high, "start": x_axis.start / width, "end": x_axis.end / width}  # fmt: skip
+    data: dict[str, Any] = {"frame": frame | ({"log": True} if x_axis.log else {}), "series": series}
+    return json.dumps(data | ({"x": x} if x else {}), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _short(y: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""`report.html`: a run as one page. Curves, figures, samples and config, in one file that refers to no other."""
+"""`report.html`: a run as one page. Curves, figures, exhibits, samples and config, in one file that refers to no other."""
 
 import html
 import json
@@ -11,6 +11,8 @@ from research.data.files import write_atomically
 from research.train import charts, rundir
 from research.train.charts import Line
 from research.train.console import duration
+from research.train.exhibits import look, store
+from research.train.markup import escaped
 
 LARGEST = 1e100  # of what is drawn: NaN and infinity are not below it, and differences do not overflow
 SMOOTH_FROM = 60  # points of the training loss from which it gets an average
@@ -36,8 +38,6 @@ FIGURES = {  # the result's fields that head the page, and how they are written
     "params": ("Parameters", lambda v: charts.label(float(f"{v:.3g}"))),
     "train_seconds": ("Training time", lambda v: duration(v)),
 }
-# Control characters show as their pictures (U+2400 and on); newlines and tabs stay.
-VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {127: 0x2421}
 
 
 def write_report(path: str | Path) -> Path:
@@ -47,27 +47,35 @@ def write_report(path: str | Path) -> Path:
     """
     path = Path(path)
     stored = rundir.read_config(path)
-    page = render(
-        path.absolute().name, stored, rundir.read_metrics(path), rundir.read_samples(path), rundir.read_result(path)
-    )
+    metrics, samples, result = rundir.read_metrics(path), rundir.read_samples(path), rundir.read_result(path)
+    page = render(path.absolute().name, stored, metrics, samples, result, store.sections(path))
     file = path / "report.html"
     write_atomically(file, page.encode())
     return file
 
 
-def render(name: str, stored: dict, metrics: list[dict], samples: list[tuple[int, str]], result: dict | None) -> str:
+def render(
+    name: str,
+    stored: dict,
+    metrics: list[dict],
+    samples: list[tuple[int, str]],
+    result: dict | None,
+    exhibits: Sequence[str] = (),
+) -> str:
     """The page of a run, from what its directory holds."""
     figures = result or latest(metrics, stored)
     sections = [
         f"<header><h1>{html.escape(name)}</h1><p>{html.escape(subtitle(stored, metrics, result))}</p></header>",
         cards(figures),
         f'<section class="curves">{loss_chart(metrics)}<div class="small">{small_charts(metrics)}</div></section>',
+        *exhibits,
         sample_section(samples),
         table("Result", result) if result else "",
         table("Config", core_config.flat(stored.get("config", {}))),
         table("Made with", made_with(stored)),
     ]
-    return PAGE.format(title=html.escape(name), style=STYLE, body="\n".join(filter(None, sections)), script=SCRIPT)
+    style, script = (STYLE + look.STYLE, SCRIPT + look.SCRIPT) if exhibits else (STYLE, SCRIPT)
+    return PAGE.format(title=html.escape(name), style=style, body="\n".join(filter(None, sections)), script=script)
 
 
 def latest(metrics: list[dict], stored: dict) -> dict[str, Any]:
@@ -132,10 +140,7 @@ def sample_section(samples: list[tuple[int, str]]) -> str:
     """What the model wrote, step by step."""
     if not samples:
         return ""
-    items = "".join(
-        f"<article><h3>step {step:,}</h3><pre>{html.escape(text.translate(VISIBLE))}</pre></article>"
-        for step, text in samples
-    )
+    items = "".join(f"<article><h3>step {step:,}</h3><pre>{escaped(text)}</pre></article>" for step, text in samples)
     return f"<section><h2>Samples as it learned</h2>{items}</section>"
 
 
@@ -253,7 +258,10 @@ SCRIPT = """
 for (const figure of document.querySelectorAll("figure.chart")) {
   const script = figure.querySelector("script");
   if (!script) continue;
-  const { frame, series } = JSON.parse(script.textContent);
+  const { frame, series, x: unit = "step" } = JSON.parse(script.textContent);
+  const along = frame.log ? Math.log10 : (x) => x, back = frame.log ? (x) => 10 ** x : (x) => x;
+  const low = along(frame.low), high = along(frame.high);
+  const told = (x) => Number.isInteger(x) ? x.toLocaleString("en") : String(Number(x.toPrecision(5)));
   const plot = figure.querySelector(".plot"), svg = plot.querySelector("svg");
   const cursor = plot.querySelector(".cursor"), readout = plot.querySelector(".readout");
   const nearest = (xs, x) => {
@@ -267,16 +275,16 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     const box = svg.getBoundingClientRect(), at = (event.clientX - box.left) / box.width;
     const part = Math.min(1, Math.max(0, (at - frame.start) / (frame.end - frame.start)));
     const main = series.reduce((a, b) => (b.x.length > a.x.length ? b : a));
-    const step = main.x[nearest(main.x, frame.low + part * (frame.high - frame.low))];
+    const step = main.x[nearest(main.x, back(low + part * (high - low)))];
     const rows = series.filter((s) => s.x.length).map((s) => {
-      const i = nearest(s.x, step), where = s.x[i] === step ? "" : ` (step ${s.x[i].toLocaleString("en")})`;
+      const i = nearest(s.x, step), where = s.x[i] === step ? "" : ` (${unit} ${told(s.x[i])})`;
       return `${s.name} ${s.y[i] ?? "not finite"}${where}`;
     });
     readout.replaceChildren();
-    for (const text of [`step ${step.toLocaleString("en")}`, ...rows]) {
+    for (const text of [`${unit} ${told(step)}`, ...rows]) {
       readout.append(Object.assign(document.createElement("div"), { textContent: text }));
     }
-    const x = frame.start + (frame.end - frame.start) * (step - frame.low) / (frame.high - frame.low);
+    const x = frame.start + (frame.end - frame.start) * (along(step) - low) / (high - low);
     const pixels = x * svg.viewBox.baseVal.width;
     cursor.setAttribute("x1", pixels); cursor.setAttribute("x2", pixels);
     const left = x * box.width, right = left + 12 + readout.offsetWidth > box.width;

@@ -3,9 +3,9 @@
 config.json      the config, what resuming must agree on, versions, device, git revision, and what these were before
 metrics.jsonl    one record a line, whole or absent; cut back to the restored step on resume
 samples.txt      samples as the run learned, likewise
-train.log        what was printed          tokenizer.json   the run's tokeniser
+train.log        what was printed           tokenizer.json   the run's tokeniser
 checkpoints/     see checkpoint.py          status.json      the result, once finished
-report.html      see report.py              .lock            held by the process that trains
+exhibits/        see exhibits/store.py      report.html      see report.py      .lock   held by the process that trains
 """
 
 import datetime
@@ -46,6 +46,7 @@ HELD = (
     METRICS,
     SAMPLES,
     LOG,
+    "exhibits",
     "report.html",
     "profile",
     "tensorboard",
