@@ -5,12 +5,13 @@ Colours and fonts are CSS classes of the page (report.py), so that one chart ser
 
 import bisect
 import dataclasses
-import html
 import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from research.train.markup import escaped
 
 MAX_POINTS = 800  # per line; more are no more than the screen has pixels
 LOG_FROM = 30.0  # highest over lowest value above which a logarithmic axis is clearer
@@ -62,11 +63,11 @@ def chart(
 ) -> str:
     """A `<figure>` of the lines over steps, or with a note where there is nothing to draw. `log` None decides by the values.
 
-    `x` and `y` name the axes where they are not steps and what the title says. Only lines whose xs all ascend have a hover readout.
+    `x` and `y` name the axes, both or neither, where they are not steps and what the title says. Only lines whose xs all ascend have a hover readout.
     """
     lines = [thinned(line) for line in lines]
     points = [(at, v) for line in lines for at, v in zip(line.xs, line.ys, strict=True) if v is not None]
-    caption = f"<figcaption>{html.escape(title)}{_legend(lines)}</figcaption>"
+    caption = f"<figcaption>{escaped(title)}{_legend(lines)}</figcaption>"
     if not points:
         return f'<figure class="chart">{caption}<p class="none">nothing to draw yet</p></figure>'
     xs, ys = [at for at, _ in points], [v for _, v in points]
@@ -81,7 +82,7 @@ def chart(
     data = f'<script type="application/json">{_data(lines, x_axis, width, x)}</script>' if ascending else ""
     return (
         f'<figure class="chart{wide}">{caption}<div class="plot"><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.escape(said)}">{body}<line class="cursor" y1="{y_axis.end}" y2="{y_axis.start}"/></svg>'
+        f'aria-label="{escaped(said)}">{body}<line class="cursor" y1="{y_axis.end}" y2="{y_axis.start}"/></svg>'
         f'<div class="readout"></div></div>{data}</figure>'
     )
 
@@ -106,7 +107,8 @@ def axes(
 
 def described(title: str, lines: Sequence[Line], x: str, y: str) -> str:
     """What the lines show in words: the axes, and where each line begins, ends and lies."""
-    told = [f"{title}: {y or title} by {x}" if title else f"{y} by {x}"]
+    head = f"{y} by {x}"
+    told = [head if title == head else f"{title}: {head}"]
     for line in lines:
         there = [(at, value) for at, value in zip(line.xs, line.ys, strict=True) if value is not None]
         if there:
@@ -203,11 +205,11 @@ def titles(x_axis: Axis, y_axis: Axis, x: str, y: str) -> str:
     parts = []
     if x:
         middle, below = (x_axis.start + x_axis.end) / 2, y_axis.start + 17 + TITLE
-        parts.append(f'<text class="tick" x="{middle:.1f}" y="{below}" text-anchor="middle">{html.escape(x)}</text>')
+        parts.append(f'<text class="tick" x="{middle:.1f}" y="{below}" text-anchor="middle">{escaped(x)}</text>')
     if y:
         middle = (y_axis.start + y_axis.end) / 2
         turned = f'transform="rotate(-90)" x="{-middle:.1f}" y="12" text-anchor="middle"'
-        parts.append(f'<text class="tick" {turned}>{html.escape(y)}</text>')
+        parts.append(f'<text class="tick" {turned}>{escaped(y)}</text>')
     return "".join(parts)
 
 
@@ -242,7 +244,7 @@ def _band(line: Line, x_axis: Axis, y_axis: Axis) -> str:
 def _legend(lines: Sequence[Line]) -> str:
     if len(lines) < 2:
         return ""
-    keys = (f'<span class="key {line.style}">{html.escape(line.name)}</span>' for line in lines)
+    keys = (f'<span class="key {line.style}">{escaped(line.name)}</span>' for line in lines)
     return f'<span class="legend">{"".join(keys)}</span>'
 
 

@@ -3,9 +3,9 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_pages import Page
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,34 +13,6 @@ from research.core.errors import UserError
 from research.train import charts, report
 from research.train.charts import Line, axis, chart, label, log_ticks, smoothed, thinned
 from research.train.rundir import RunDir
-
-VOID = {"meta", "line", "path", "circle"}
-
-
-class Page(HTMLParser):
-    """Checks that every element is closed in order, and gathers references, scripts and text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.references, self.data, self.texts, self.tags = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.references += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        (self.data if self.open and self.open[-1] == "script" else self.texts).append(data)
 
 
 def train_record(step, **values):
@@ -211,6 +183,43 @@ def test_thinning_a_long_line():
     ys[31_415], ys[27_182], ys[10_000:10_500] = 9.0, -9.0, [None] * 500
     thin = thinned(Line("a", list(range(50_000)), ys, "train"))
     assert charts.MAX_POINTS / 2 < len(thin.xs) <= charts.MAX_POINTS and {9.0, -9.0, None} <= set(thin.ys)
+
+
+def test_thinning_keeps_the_band_with_its_line():
+    xs = list(range(5000))
+    line = thinned(Line("a", xs, [math.sin(x) for x in xs], "train", low=[-x for x in xs], high=[2 * x for x in xs]))
+    assert len(line.xs) == charts.MAX_POINTS
+    assert line.low == [-x for x in line.xs] and line.high == [2 * x for x in line.xs]
+
+
+def test_a_band_is_an_outline_around_its_line_for_every_stretch_it_has():
+    line = Line("a", [0, 1, 2, 3, 4], [1, 1, 1, 1, 1], "train", low=[0, 0, None, 0, 0], high=[2, 2, 2, 4, 3])
+    band, path = re.findall(r' d="([^"]*)"', chart("t", [line], width=300, height=200))
+    outlines = [[tuple(map(float, p.split())) for p in o.split("L")] for o in re.findall(r"M([^Z]*)Z", band)]
+    assert [len(outline) for outline in outlines] == [4, 4] and path.count("L") == 4
+    (x0, y2), (x1, _), (x1_back, y0), (x0_back, _) = outlines[0]
+    assert (
+        (x0, x1) == (x0_back, x1_back) and x0 < x1 and outlines[1][0][1] == 10.0
+    )  # the highest is at the top: axes hold bands
+    assert math.isclose((y0 + y2) / 2, float(path.split("L")[0].split()[1]), abs_tol=0.1)
+
+
+def test_axes_are_named_and_the_lines_are_told_where_x_is_no_step():
+    page = Page(
+        chart("t", [Line("a", [1, 10, 100], [4, 2, 3], "train")], width=300, height=200, log_x=True, x="x <s>", y="y")
+    )
+    assert page.texts.count("x <s>") == 1 and page.texts.count("y") == 1
+    (svg,) = page.of("svg")
+    assert svg["aria-label"] == "t: y by x <s>; a: 4 at 1 to 3 at 100, between 2 and 4"
+    drawn = json.loads(page.data[0])
+    assert drawn["x"] == "x <s>" and drawn["frame"]["log"] is True
+    ends = [float(x) for x in re.findall(r"[ML]([\d.]+)", page.of("path", "line")[0]["d"])]
+    assert math.isclose(ends[1] - ends[0], ends[2] - ends[1], abs_tol=0.11)
+
+
+def test_lines_that_go_back_have_no_readout():
+    page = Page(chart("t", [Line("a", [1, 2, 1.5], [1, 2, 3], "train")], width=300, height=200, x="x", y="y"))
+    assert page.data == [] and page.of("path", "line")[0]["d"].count("L") == 2
 
 
 def test_averaging_does_not_lag_and_leaves_gaps():

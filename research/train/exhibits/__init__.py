@@ -6,10 +6,10 @@
 everything they are given is text or numbers and never markup, pictures and sounds are within the page, and what is too much is counted and left out.
 """
 
+from research.train.exhibits.audio import sounds
 from research.train.exhibits.games import board_game, levels
 from research.train.exhibits.pictures import clips, gallery, scenes
 from research.train.exhibits.plots import bars, calibration, curves, scatter
-from research.train.exhibits.sounds import sounds
 from research.train.exhibits.store import show
 from research.train.exhibits.tables import confusion, pairs, subtitles, table
 

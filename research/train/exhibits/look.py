@@ -30,6 +30,7 @@ circle.series, .mark { fill: var(--hue); } path.mark { opacity: .75; }
 .whisker { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 .ideal { stroke: var(--soft); stroke-dasharray: 4 4; } .gap { stroke-width: 2; opacity: .7; }
 .exhibit .none { margin: 8px 0 0; font-size: 13px; }
+.exhibit .small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); margin-top: 0; }
 .exhibit > * + figure, .exhibit > * + div, .exhibit > * + ol { margin-top: 10px; }
 .exhibit + details { margin-top: 32px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 10px; align-items: start; }
@@ -39,9 +40,10 @@ circle.series, .mark { fill: var(--hue); } path.mark { opacity: .75; }
 .tile img { display: block; width: 100%; height: auto; border-radius: 4px; }
 .squares { image-rendering: pixelated; }
 .tile figcaption { display: block; margin-top: 6px; font-weight: 400; font-size: 12.5px; overflow-wrap: anywhere; white-space: pre-line; }
-.right { color: var(--good); } span.wrong { color: var(--bad); font-weight: 600; }
+.right, span.wrong { display: block; color: var(--good); } span.wrong { color: var(--bad); font-weight: 600; }
 .scene { overflow: hidden; border-radius: 4px; }
 .box { fill: none; stroke: var(--hue); stroke-width: 2; vector-effect: non-scaling-stroke; }
+.halo { fill: none; stroke: #fff; stroke-width: 4; opacity: .8; vector-effect: non-scaling-stroke; }
 text.box { fill: var(--ink); stroke: var(--card); stroke-width: 4; stroke-dasharray: none; paint-order: stroke; font-family: system-ui, sans-serif; }
 .sound figcaption { display: block; font-weight: 400; overflow-wrap: anywhere; } .sound audio { display: block; width: 100%; margin: 8px 0; }
 .scrolled { overflow-x: auto; padding: 10px 14px; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
@@ -53,22 +55,22 @@ text.box { fill: var(--ink); stroke: var(--card); stroke-width: 4; stroke-dashar
 del { color: var(--bad); } ins { color: var(--good); text-decoration-thickness: 2px; }
 .confusion caption { text-align: left; color: var(--soft); margin-bottom: 6px; }
 .confusion :is(th, td) { padding: 3px 6px; border: 1px solid var(--rule); vertical-align: middle; }
-.confusion tbody th { text-align: right; } .confusion thead th { vertical-align: bottom; }
-.confusion thead th span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 160px; overflow: hidden; }
+.confusion tbody th { text-align: right; position: sticky; left: 0; background: var(--card); } .confusion thead th { vertical-align: bottom; }
+.confusion thead th span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .confusion td[style] { min-width: 44px; background: color-mix(in srgb, var(--train) calc(var(--share) * 50%), var(--card)); }
 .confusion small { display: block; font-size: 11px; line-height: 1.2; } .confusion .zero { color: var(--soft); }
 .confusion .hit { outline: 2px solid var(--soft); outline-offset: -2px; }
 .moves { list-style: none; margin: 0; padding: 0; }
 .moves li { padding: 12px 14px; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
 .moves li + li { margin-top: 10px; } .moves pre { white-space: pre; overflow-x: auto; } .moves p { margin: 6px 0 0; color: var(--soft); }
-.moves li[hidden] { display: none; } .moves li:not([hidden]) { margin-top: 0; }
+.moves li[hidden] { display: none; } .steps + .moves li { margin-top: 0; }
 .steps { display: flex; gap: 10px; align-items: center; margin-bottom: 8px; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 .steps button {
   padding: 3px 12px; border: 1px solid var(--rule); border-radius: 6px; background: var(--card); color: var(--ink); font: inherit; cursor: pointer;
 }
 .steps button:disabled { opacity: .45; cursor: default; }
 .level { white-space: pre; overflow-x: auto; letter-spacing: .5em; line-height: 1.1; }
-.level span { display: inline-block; color: #fff; }
+.level span { display: inline-block; color: #fff; text-shadow: 0 0 2px #000, 0 0 2px #000; }
 """
 
 SCRIPT = """

@@ -11,11 +11,11 @@ from research.train.exhibits.look import hues
 from research.train.markup import escaped, left_out, note
 
 PICTURES = 64  # in a gallery
-CLIPS = 16
-FRAMES = 64  # of a clip
+CLIPS = 12
+FRAMES = 48  # of a clip
 SCENES = 24
 BOXES = 40  # on a picture
-PIXELS = 4_000_000  # of all pictures of an exhibit, and twice as many of its videos
+PIXELS, FRAME_PIXELS = 4_000_000, 6_000_000  # of all pictures of an exhibit, of all frames of its videos
 
 
 def gallery(images: Any, captions: Sequence[str], right: Sequence[bool] | None = None) -> str:
@@ -42,7 +42,7 @@ def gallery(images: Any, captions: Sequence[str], right: Sequence[bool] | None =
 def clips(videos: Any, captions: Sequence[str], rate: float = 8.0) -> str:
     """Returns HTML of `videos` (n, F, H, W, C), uint8 or floats from 0 to 1, as animated WebP at `rate` frames a second, each with its caption.
 
-    Who asked the system for less motion sees the first frames. The first 16 are shown, with at most 64 of their frames at even distances, for as
+    Who asked the system for less motion sees the first frames. The first 12 are shown, with at most 48 of their frames at even distances, for as
     long; shrunk where all together are too large. Raises UserError as `gallery` does, and for a rate that is not above 0.
     """
     array = media.pixels(videos, "videos", 5)
@@ -51,7 +51,7 @@ def clips(videos: Any, captions: Sequence[str], rate: float = 8.0) -> str:
         raise UserError(f"{rate} frames a second; expected a rate above 0")
     count, full = array.shape[1], array.shape[2:4]
     shown, kept = array[:CLIPS], np.arange(min(count, FRAMES)) * count // min(count, FRAMES)
-    size = media.fitting(full, len(shown) * len(kept), 2 * PIXELS)
+    size = media.fitting(full, len(shown) * len(kept), FRAME_PIXELS)
     ends = np.rint(np.array([*kept, count]) * 1000 / rate).astype(int)
     tiles = []
     for one, caption in zip(shown, captions, strict=False):
@@ -121,7 +121,7 @@ def _scene(
     """SVG of one picture under its boxes, the first box on top."""
     height, width = array.shape[:2]
     size = media.fitting((height, width), count, PIXELS)
-    letters = max(width, height) / 20
+    letters = width / 18
     parts = [
         f'<image href="{media.png(media.picture(array, size))}" width="{width}" height="{height}"{_squares(size)}/>'
     ]
@@ -130,7 +130,7 @@ def _scene(
         rect = f'x="{left:.6g}" y="{top:.6g}" width="{right - left:.6g}" height="{bottom - top:.6g}"'
         at = f'x="{left + letters / 5:.6g}" y="{max(top, 0) + letters:.6g}" font-size="{letters:.6g}"'
         parts.append(
-            f'<rect class="box {style}" {rect}/><text class="box {style}" {at}>{escaped(_scored(label, score))}</text>'
+            f'<rect class="halo" {rect}/><rect class="box {style}" {rect}/><text class="box {style}" {at}>{escaped(_scored(label, score))}</text>'
         )
     said = f"picture with {len(drawn)} boxes: {_told(drawn)}" if drawn else "picture without boxes"
     return f'<svg class="scene" viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(said)}">{"".join(parts)}</svg>'

@@ -10,13 +10,12 @@ from research.core.errors import UserError
 from research.train import charts
 from research.train.charts import Line
 from research.train.exhibits.look import HUES, hues
-from research.train.markup import escaped, left_out, note
+from research.train.markup import escaped, left_out, note, shortened
 
 LARGEST = 1e100  # of what is drawn: differences do not overflow
 SERIES = 2 * HUES  # in one drawing: every hue, plain and dashed
 POINTS = 4000  # of a scatter
 BARS = 40
-NAME = 28  # characters of a bar's name
 BAR = 24  # pixels from one bar to the next
 WIDTH, HEIGHT = 960, 360
 SIGNS = {  # of the points of a group, and their outline around where the pen is
@@ -92,11 +91,11 @@ def bars(
         raise UserError(
             f"bars of {[v for v in numbers if not abs(v) < LARGEST][0]}; expected finite numbers: leave others out"
         )
-    caption = f"<figcaption>{escaped(title or x)}</figcaption>"
+    caption = f"<figcaption>{escaped(title or (f'{x} by {y}' if y else x))}</figcaption>"
     notes = note(left_out(len(shown), len(values), "bars"))
     if not shown:
         return f'<figure class="chart">{caption}<p class="none">nothing to draw</p></figure>{notes}'
-    left = 26 + 7 * max(min(len(str(name)), NAME) for name, _ in shown)
+    left = 26 + 7 * max(len(shortened(name)) for name, _ in shown)
     bottom = 10.0 + BAR * len(shown)
     x_axis = charts.axis(min(numbers), max(numbers), float(left), WIDTH - 64.0, count=6)
     rows = [_bar(i, str(name), float(v), ends.get(name), x_axis) for i, (name, v) in enumerate(shown)]
@@ -149,7 +148,7 @@ def _line(name: str, parts: Sequence[Any], style: str, log_x: bool, log_y: bool)
     xs, bands = xs[there], [band[there] for band in bands]
     if len(xs) and xs[0] > xs[-1]:
         xs, bands = xs[::-1], [band[::-1] for band in bands]
-    at = [int(v) if v == int(v) else float(f"{v:.7g}") for v in xs.tolist()]
+    at = [int(v) if v == int(v) and abs(v) < 2**53 else float(f"{v:.7g}") for v in xs.tolist()]
     ys, *edges = [[_drawable(v, log_y) for v in band.tolist()] for band in bands]
     low, high = edges or (None, None)
     return Line(str(name), at, ys, style, dots=len(at) <= 30, low=low, high=high)
@@ -183,7 +182,6 @@ def _bar(number: int, name: str, value: float, ends: tuple[float, ...] | None, x
     """SVG of a bar, its name, its number and its interval."""
     top, middle = 14 + BAR * number, 10 + BAR * (number + 0.5)
     left, right = sorted((x_axis(0.0), x_axis(value)))
-    short = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
     end = max([right, *map(x_axis, ends or ())])
     whisker = ""
     if ends:
@@ -191,7 +189,7 @@ def _bar(number: int, name: str, value: float, ends: tuple[float, ...] | None, x
         path = f"M{low} {middle - 4}v8M{low} {middle}H{high}M{high} {middle - 4}v8"
         whisker = f'<path class="whisker" d="{path}"/>'
     return (
-        f'<text class="tick" x="{x_axis.start - 8}" y="{middle}" dy=".32em" text-anchor="end">{escaped(short)}'
+        f'<text class="tick" x="{x_axis.start - 8}" y="{middle}" dy=".32em" text-anchor="end">{escaped(shortened(name))}'
         f"<title>{escaped(name)}</title></text>"
         f'<rect class="mark series s0" x="{left:.1f}" y="{top}" width="{right - left:.1f}" height="{BAR - 8}"/>{whisker}'
         f'<text class="tick" x="{end + 6:.1f}" y="{middle}" dy=".32em">{charts.label(value)}</text>'

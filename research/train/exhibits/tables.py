@@ -10,17 +10,17 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.train.exhibits.pictures import same_number
-from research.train.markup import escaped, left_out, note
+from research.train.markup import escaped, left_out, note, shortened
 
 CLASSES = 30  # of a table of confusions
 ROWS = 200
 PAIRS = 50
 SEGMENTS = 300
-CHARACTERS = 1500  # of a text that is compared: the comparison takes their square
-# A word, a gap, or one sign; scripts that put no spaces between words are compared character by character.
-WORDS = re.compile(
-    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+|\s+|.", re.DOTALL
+CHARACTERS = 1500  # of a text that is compared
+UNSPACED = (
+    r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces between words, compared character by character
 )
+WORDS = re.compile(rf"(?:[{UNSPACED}]|[^\W{UNSPACED}]+|.)\s*", re.DOTALL)  # a word or a sign, with the gap after it
 
 
 def confusion(matrix: Any, classes: Sequence[str]) -> str:
@@ -40,11 +40,13 @@ def confusion(matrix: Any, classes: Sequence[str]) -> str:
     totals, hits = counts.sum(axis=1), np.diagonal(counts)
     mistakes = totals + counts.sum(axis=0) - 2 * hits
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:CLASSES]).tolist()
-    heads = "".join(f'<th scope="col"><span>{escaped(classes[j])}</span></th>' for j in shown)
+    names = [escaped(shortened(classes[j])) for j in shown]
+    whole = [f'title="{escaped(classes[j])}"' for j in shown]
+    heads = "".join(f'<th scope="col" {full}><span>{name}</span></th>' for full, name in zip(whole, names, strict=True))
     rows = []
-    for i in shown:
+    for i, full, name in zip(shown, whole, names, strict=True):
         cells = "".join(_count(int(counts[i, j]), int(totals[i]), i == j) for j in shown)
-        rows.append(f'<tr><th scope="row">{escaped(classes[i])}</th>{cells}<td class="number">{totals[i]:,}</td></tr>')
+        rows.append(f'<tr><th scope="row" {full}>{name}</th>{cells}<td class="number">{totals[i]:,}</td></tr>')
     right = f"{hits.sum() / totals.sum():.2%} of {totals.sum():,} right" if totals.sum() else "nothing counted"
     caption = "<caption>rows: true class; columns: predicted class; count and share of the row</caption>"
     head = f'<thead><tr><td></td>{heads}<th scope="col">all</th></tr></thead>'
@@ -130,7 +132,7 @@ def _scrolled(what: str, body: str) -> str:
 def _count(count: int, total: int, right: bool) -> str:
     share = count / total if total else 0.0
     style = " ".join(["number", *(["hit"] if right else []), *(["zero"] if not count else [])])
-    told = f"<small>{share:.0%}</small>" if count else ""
+    told = f"<small>{f'{share:.0%}' if share >= 0.005 else '&lt;1%'}</small>" if count else ""
     return f'<td class="{style}" style="--share:{share:.3f}">{count:,}{told}</td>'
 
 
@@ -155,11 +157,21 @@ def _cut(text: str) -> str:
 
 
 def _compared(output: str, reference: str) -> tuple[str, str]:
-    """The two texts, escaped, each with what the other lacks marked."""
+    """The two texts, escaped, each with what the other lacks marked. Gaps are not compared.
+
+    In more than 200 words, what is repeated all over finds no place of its own (`autojunk`): a model that says one thing again and again would take
+    the cube of its words.
+    """
     a, b = WORDS.findall(output), WORDS.findall(reference)
+    matcher = difflib.SequenceMatcher(None, [word.strip() for word in a], [word.strip() for word in b])
     left, right = [], []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        one, other = escaped("".join(a[i:j])), escaped("".join(b[k:m]))
-        left.append(one if kind == "equal" or not one else f"<del>{one}</del>")
-        right.append(other if kind == "equal" or not other else f"<ins>{other}</ins>")
+    for kind, i, j, k, m in matcher.get_opcodes():
+        left.append(_marked("".join(a[i:j]), "del", kind == "equal"))
+        right.append(_marked("".join(b[k:m]), "ins", kind == "equal"))
     return "".join(left), "".join(right)
+
+
+def _marked(text: str, tag: str, same: bool) -> str:
+    """`text` escaped, within the element `tag` up to the gap at its end unless it is the same in both."""
+    kept = text.rstrip()
+    return escaped(text) if same or not kept else f"<{tag}>{escaped(kept)}</{tag}>{escaped(text[len(kept) :])}"
