@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import time
 
 import numpy as np
 import pytest
@@ -145,9 +146,9 @@ def test_confusions_are_counts_with_shares_of_their_rows():
 
 def test_of_many_classes_those_with_the_most_mistakes_are_shown():
     counts = np.eye(100, dtype=int) * 5
-    counts[np.arange(90, 100), np.arange(10)] = 7
+    counts[np.arange(90, 100), np.arange(50, 60)] = 7
     page = Page(ex.confusion(counts, [f"class {i}" for i in range(100)]))
-    names = [f"class {i}" for i in (*range(20), *range(90, 100))]
+    names = [f"class {i}" for i in (*range(10), *range(50, 60), *range(90, 100))]
     assert [text for text in page.texts if text.startswith("class ")] == names * 2
     assert any("70 of 100 classes left out, those with the fewest mistakes" in text for text in page.texts)
 
@@ -193,8 +194,10 @@ def test_marks_of_differences_change_no_text(output, reference):
 
 
 def test_a_long_text_that_repeats_itself_is_compared_at_once_and_cut():
-    page = Page(ex.pairs(["s"] * 50, ["the a " * 5000] * 50, ["a the " * 200] * 50))  # minutes without the limit
-    assert sum("… 28,500 more characters" in text for text in page.texts) == 50
+    start = time.process_time()
+    page = Page(ex.pairs(["s"] * 50, ["a b " * 5000] * 50, ["the a " * 200] * 50))
+    assert time.process_time() - start < 10  # a minute where every word may match everywhere
+    assert sum("… 18,500 more characters" in text for text in page.texts) == 50
 
 
 @given(st.integers(0, 10**8))
@@ -249,10 +252,11 @@ def test_bars_reach_from_zero_to_their_values():
 
 
 def test_reliability_lies_where_it_should_and_its_error_is_the_mean_distance():
-    page = Page(ex.calibration([[0.0, 0.0, 30], [0.5, 0.2, 60], [1.0, 1.0, 10], [0.7, 0.1, 0]]))
-    assert "expected calibration error 18.00% over 100 predictions" in page.texts
+    page = Page(ex.calibration([[0.0, 0.1, 30], [0.5, 0.2, 60], [1.0, 1.0, 10], [0.7, 0.1, 0]]))
+    assert "expected calibration error 21.00% over 100 predictions" in page.texts
     places = [(float(c["cx"]), float(c["cy"])) for c in page.of("circle")]
-    (left, bottom), middle, (right, top) = places
+    first, middle, (right, top) = places
+    left, bottom = first[0], first[1] + (first[1] - top) / 9
     assert ((middle[0] - left) / (right - left), (middle[1] - bottom) / (top - bottom)) == pytest.approx(
         (0.5, 0.2), abs=0.01
     )

@@ -209,6 +209,8 @@ def test_axes_are_named_and_the_lines_are_told_where_x_is_no_step():
         chart("t", [Line("a", [1, 10, 100], [4, 2, 3], "train")], width=300, height=200, log_x=True, x="x <s>", y="y")
     )
     assert page.texts.count("x <s>") == 1 and page.texts.count("y") == 1
+    lows = sorted({float(text["y"]) for text in page.of("text", "tick") if "transform" not in text})
+    assert lows[-1] == 200 - 9 and lows[-1] - lows[-2] == charts.TITLE  # below the marks, and within the drawing
     (svg,) = page.of("svg")
     assert svg["aria-label"] == "t: y by x <s>; a: 4 at 1 to 3 at 100, between 2 and 4"
     drawn = json.loads(page.data[0])

@@ -68,7 +68,7 @@ def webp(frames: Sequence["Image"], durations: Sequence[int]) -> str:
     content = io.BytesIO()
     frames[0].save(
         content, "WEBP", save_all=True, append_images=frames[1:], duration=list(durations), loop=0,
-        lossless=True, exact=True, method=0, quality=0,  # a tenth larger than with more effort, and ten times as fast
+        lossless=True, method=0, quality=0,  # a tenth larger than with more effort, and ten times as fast
     )  # fmt: skip
     return uri("image/webp", content.getvalue())
 
