@@ -51,7 +51,11 @@ def mean_average_precision(
     found: Sequence[Boxes], truths: Sequence[Boxes], overlap: float = 0.5, how: Resampling = Resampling()
 ) -> Estimate:
     """The mean over classes that occur among the truths of `average_precisions`. The bootstrap draws pictures, one of `found` and `truths` each; a
-    class whose truths a resample lacks is left out of its mean."""
+    class whose truths a resample lacks is left out of its mean.
+
+    Taking the highest precision makes the number too large for few pictures, and the interval follows it: for tens of pictures it holds the
+    truth less often than it says.
+    """
     curves = _curves(found, truths, overlap)
 
     def statistic(index):
@@ -64,7 +68,7 @@ def mean_average_precision(
 
 def average_precisions(found: Sequence[Boxes], truths: Sequence[Boxes], overlap: float = 0.5) -> dict[int, float]:
     """The average precision of each class that occurs among the truths: the area under the curve of precision over recall, precision being
-    the highest at that recall or above it (Everingham et al., the VOC 2010 development kit, section 3.4.1).
+    the highest at that recall or above it (Everingham and Winn, the VOC 2010 development kit, section 3.4.1).
 
     By falling score, a box that was found takes the truth of its class that it overlaps most. It is right where intersection over union
     is at least `overlap` and no box with a higher score has taken that truth. Boxes of equal score enter the curve together. Boxes of

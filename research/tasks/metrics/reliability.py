@@ -70,7 +70,7 @@ def calibration(confidences: Any, outcomes: Any, bins: int = 10, how: Resampling
     found = bootstrap(lambda i: error(place[i], excess[i]), len(rows), how, whole=1.0)
     draw = np.random.default_rng([how.seed, 1])
     chance = [error(place, confidences - (draw.random(len(rows)) < confidences)) for _ in range(how.resamples)]
-    by_chance = float(np.quantile(chance, how.tails[1]))
+    by_chance = float(np.quantile(chance, (1 + how.level) / 2))
     low = 0.0 if found.value <= by_chance else min(found.value, max(0.0, 2 * found.value - found.high))
     groups = [(b, place == b) for b in np.unique(place).tolist()]
     return Calibration(
