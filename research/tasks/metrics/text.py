@@ -62,7 +62,11 @@ def _by_sentences(
     ]  # fmt: skip
     # how sacrebleu's own significance tests see a metric: statistics of sentences, and the score of their sum
     rows = np.array(metric._extract_corpus_statistics(list(hypotheses), streams))
-    return bootstrap_sums(rows, lambda total: metric._compute_score_from_stats(total.tolist()).score, how, whole=100.0)
+
+    def score(total):
+        return min(100.0, metric._compute_score_from_stats(total.tolist()).score)  # a perfect one may round to above
+
+    return bootstrap_sums(rows, score, how, whole=100.0)
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[str], how: Resampling = Resampling()) -> Estimate:
