@@ -112,6 +112,12 @@ def test_what_never_varied_still_has_a_width_where_it_is_a_share():
     assert bootstrap(lambda i: 0.0, 100, QUICK) == Estimate(0.0, 0.0, 0.0, 100)
 
 
+def test_the_interval_holds_the_value_of_a_biased_statistic():
+    """How many different units there are: fewer in every resample than in all."""
+    most, least = (bootstrap(lambda i, sign=sign: sign * len(set(i)), 20, QUICK) for sign in (1.0, -1.0))
+    assert most.low < most.value == most.high == 20 and least.low == least.value == -20 < least.high
+
+
 def test_what_cannot_be_resampled_is_refused():
     for call, words in (
         (lambda: bootstrap(lambda i: 0.0, 1), "fewer than 2"),
@@ -183,6 +189,14 @@ def test_r2_is_scikit_learns_in_any_order(targets, data):
     assert metrics.r2(targets[:, 0], targets[:, 0], QUICK).value == 1
     mean = np.broadcast_to(targets.mean(axis=0), targets.shape)
     assert metrics.r2(mean, targets, QUICK).value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_interval_of_r2_is_that_of_resampled_rows():
+    predictions = np.arange(12.0)
+    targets = predictions + np.random.default_rng(8).normal(size=12) * 4
+    expected = bootstrap(lambda i: r2_score(targets[i], predictions[i]), 12, QUICK)
+    found = metrics.r2(predictions[::-1], targets[::-1], QUICK)
+    assert (found.low, found.value, found.high) == pytest.approx((expected.low, expected.value, expected.high))
 
 
 def test_regressions_that_cannot_be_scored_are_refused():

@@ -63,6 +63,14 @@ def test_overlap_is_reached_at_its_bound_and_the_best_truth_is_taken():
     assert average_precisions(both, truths) == {0: 0.5}
 
 
+def test_scores_decide_who_takes_a_truth_and_places_which_truth_is_taken():
+    lower_first = boxes(square(0), square(1), scores=[0.3, 0.9])
+    assert average_precisions([lower_first], [boxes(square(0))]) == {0: 1.0}
+    between = [boxes(square(0), square(2), scores=[0.9, 0.8])]  # the second overlaps both truths alike
+    for truths in (boxes(square(0), square(4)), boxes(square(4), square(0))):
+        assert average_precisions(between, [truths]) == {0: 0.5}
+
+
 def test_equal_scores_enter_together():
     truths = [boxes(square(0))]
     for found in (boxes(square(0), square(90), scores=[1, 1]), boxes(square(90), square(0), scores=[1, 1])):
@@ -120,9 +128,9 @@ def pictures(draw):
 
     def some(scored, most):
         n = draw(st.integers(0, most))
-        low = np.array(draw(st.lists(st.tuples(*[st.integers(0, 4)] * 2), min_size=n, max_size=n))).reshape(n, 2)
-        size = np.array(draw(st.lists(st.tuples(*[st.integers(1, 4)] * 2), min_size=n, max_size=n))).reshape(n, 2)
-        chosen = draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))
+        low = np.array(draw(st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=n, max_size=n))).reshape(n, 2)
+        size = np.array(draw(st.lists(st.tuples(*[st.integers(2, 4)] * 2), min_size=n, max_size=n))).reshape(n, 2)
+        chosen = draw(st.lists(st.sampled_from([0, 0, 0, 1]), min_size=n, max_size=n))
         scores = draw(st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=n, max_size=n)) if scored else None
         return boxes(*np.concatenate([low, low + size], axis=1).tolist(), labels=chosen, scores=scores)
 

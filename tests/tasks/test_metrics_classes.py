@@ -97,6 +97,7 @@ def test_classes_that_cannot_be_scored_are_refused():
         (lambda: metrics.f1([0, 1, 2], [0, 1, 2], 3, "binary"), "choose macro or micro"),
         (lambda: metrics.f1([0, 1], [0, 1], 2, "weighted"), "'weighted' average"),
         (lambda: metrics.f1([0, 2], [0, 1], 2), "predictions: number 1 is 2; there are classes 0 to 1"),
+        (lambda: metrics.f1([0, -1], [0, 1], 2), "predictions: number 1 is -1; there are classes 0 to 1"),
         (lambda: metrics.f1([0.0, 1.0], [0, 1], 2), "whole numbers"),
         (lambda: metrics.f1_of_confusion(np.ones((2, 3))), r"shape \(2, 3\)"),
         (lambda: metrics.f1_of_confusion(np.full((2, 2), 0.5)), "whole numbers"),
@@ -167,6 +168,13 @@ def test_two_columns_are_one():
     label, p = generator.integers(0, 2, 50), generator.random(50)
     one, two = metrics.auroc(p, label), metrics.auroc(np.stack([1 - p, p], axis=1), label)
     assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high))
+
+
+def test_a_single_example_of_a_kind_has_no_variance_to_speak_of():
+    found = metrics.auroc([0.1, 0.5, 0.3, 0.9], [0, 0, 1, 0])
+    assert found.value == pytest.approx(1 / 3) and (found.low, found.high) == pytest.approx(
+        (wilson(1 / 3, 1).low, wilson(1 / 3, 1).high)
+    )
 
 
 def test_auroc_of_separated_kinds_has_a_width():
