@@ -53,8 +53,8 @@ def mean_average_precision(
     """The mean over classes that occur among the truths of `average_precisions`. The bootstrap draws pictures, one of `found` and `truths` each; a
     class whose truths a resample lacks is left out of its mean.
 
-    Taking the highest precision makes the number too large for few pictures, and the interval follows it: for tens of pictures it holds the
-    truth less often than it says.
+    Taking the highest precision makes the number too large for few pictures, by more than the bootstrap sees: for tens of pictures the
+    interval holds the truth less often than it says.
     """
     curves = _curves(found, truths, overlap)
 

@@ -1,9 +1,10 @@
 """An estimate with its confidence interval, and the two ways to one: Wilson's formula for a share, the bootstrap for all else.
 
 The bootstrap draws the independent units (documents, sentences, utterances, pictures) again with replacement and takes percentiles of the
-statistic of what it drew (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). They lie too close for few units, whose
-spread it takes for that of all units there are; so it takes the percentiles that make the interval of a mean as wide as Student's
-(Hesterberg, arXiv 1411.5279, the expanded percentile interval).
+statistic of what it drew, with two corrections. Percentiles lie too close for few units, whose spread they take for that of all units there
+are: those are taken that make the interval of a mean as wide as Student's (Hesterberg, arXiv 1411.5279, the expanded percentile interval). A
+statistic that is too large for few units is so once more for what is drawn from them: percentiles are moved by twice the distance of the value
+from the median (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 14.3, without the acceleration).
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ from statistics import NormalDist
 import numpy as np
 
 from research.core.errors import UserError
+
+NORMAL = NormalDist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +74,17 @@ class Resampling:
         if self.seed < 0:
             raise UserError(f"a seed of {self.seed}: expected a whole number from 0 on")
 
-    def tails(self, n: int) -> tuple[float, float]:
-        """The shares of resamples below the two ends of an interval of `n` units."""
+    def tails(self, n: int, shift: float = 0.0) -> tuple[float, float]:
+        """The shares of resamples below the two ends of an interval of `n` units, moved by as many deviations."""
         from scipy.special import stdtrit
 
         reach = float(stdtrit(n - 1, (1 + self.level) / 2)) * math.sqrt(n / (n - 1))
-        return NormalDist().cdf(-reach), NormalDist().cdf(reach)
+        return NORMAL.cdf(shift - reach), NORMAL.cdf(shift + reach)
 
 
 def quantile(level: float) -> float:
     """How many standard deviations a normal interval of this level reaches to either side."""
-    return NormalDist().inv_cdf((1 + level) / 2)
+    return NORMAL.inv_cdf((1 + level) / 2)
 
 
 def wilson(successes: float, count: int, level: float = 0.95) -> Estimate:
@@ -105,12 +108,13 @@ def bootstrap(
     how: Resampling = Resampling(),
     *,
     whole: float | None = None,
+    correct: bool = True,
 ) -> Estimate:
     """The statistic of all units, with the percentiles of what it is of units drawn with replacement.
 
     `statistic(index)` is the number for the units that `index`, int (n,), names, some of them several times; it is called with `arange(n)`
     first. With several sizes, groups that are drawn apart, it takes one index for each. NaN says that a draw leaves it undefined, and
-    the draw does not count. `whole` is what `interval` makes of it.
+    the draw does not count. `whole` and `correct` are what `interval` makes of them.
 
     Raises UserError for fewer than two units in a group, which have no spread, for a statistic of all units that is not finite, and where
     more than half of the draws leave it undefined.
@@ -123,7 +127,7 @@ def bootstrap(
     value = float(statistic(*(np.arange(n) for n in sizes)))
     draw = np.random.default_rng(how.seed)
     drawn = [float(statistic(*(draw.integers(n, size=n) for n in sizes))) for _ in range(how.resamples)]
-    return interval(value, drawn, sizes, how, whole=whole)
+    return interval(value, drawn, sizes, how, whole=whole, correct=correct)
 
 
 def bootstrap_sums(
@@ -155,13 +159,19 @@ def ordered(rows: np.ndarray) -> np.ndarray:
 
 
 def interval(
-    value: float, drawn: Sequence[float], sizes: Sequence[int], how: Resampling, *, whole: float | None = None
+    value: float,
+    drawn: Sequence[float],
+    sizes: Sequence[int],
+    how: Resampling,
+    *,
+    whole: float | None = None,
+    correct: bool = True,
 ) -> Estimate:
     """The estimate from the statistic's values on resamples of `sizes` units, those that are not finite left out.
 
     Where all resamples agree, as they do on units without any error, the bootstrap cannot see what has not happened yet. `whole` says of
     what the statistic is a share (1, or 100 for points); its interval is then Wilson's for as many units as the smallest group has.
-    The interval is widened to hold the value where a biased statistic moves the resamples past it.
+    `correct` False leaves the bias as it is. The interval is widened to hold the value where it would not.
     """
     if not math.isfinite(value):
         raise UserError(
@@ -172,8 +182,14 @@ def interval(
         raise UserError(
             f"the statistic is undefined for {len(drawn) - len(defined)} of {len(drawn)} resamples of {min(sizes)} units; score more"
         )
-    low, high = np.quantile(defined, how.tails(min(sizes)))
+    low, high = np.quantile(defined, how.tails(min(sizes), 2 * _bias(value, defined) if correct else 0.0))
     if whole is not None and defined.min() == defined.max() and 0 <= value <= whole:
         unseen = wilson(value / whole * min(sizes), min(sizes), how.level)
         low, high = whole * unseen.low, whole * unseen.high
     return Estimate(value, min(value, float(low)), max(value, float(high)), sum(sizes))
+
+
+def _bias(value: float, drawn: np.ndarray) -> float:
+    """How many deviations the value lies above the median of the resamples, those that equal it counting half."""
+    below = (np.sum(drawn < value) + np.sum(drawn == value) / 2) / len(drawn)
+    return NORMAL.inv_cdf(min(max(float(below), 1 / (len(drawn) + 1)), len(drawn) / (len(drawn) + 1)))

@@ -44,9 +44,10 @@ def calibration(confidences: Any, outcomes: Any, bins: int = 10, how: Resampling
     1706.04599, section 2; of probabilities of classes they score `top_label`).
 
     The absolute values make it too large, by up to `by_chance`: the quantile at the interval's upper end of what confidences that are
-    right would give, outcomes being drawn by them (Bröcker and Smith 2007). A resample adds as much again, so percentiles would lie above the true
-    error. The interval's lower end is the reflected percentile `2 value - upper percentile`, and 0 where the value is within chance; the
-    upper end is the percentile, which is rather too high.
+    right would give, outcomes being drawn by them (Bröcker and Smith 2007). A resample adds as much again, so percentiles would lie above the
+    true error; their correction takes the two for equal, which they are not near 0. The interval's lower end is the reflected
+    percentile `2 value - upper percentile`, and 0 where the value is within chance; the upper end is the percentile, which is rather too
+    high.
 
     Raises UserError for a confidence outside [0, 1] or NaN, naming its index, and for outcomes other than 0 and 1.
     """
@@ -67,7 +68,7 @@ def calibration(confidences: Any, outcomes: Any, bins: int = 10, how: Resampling
     def error(place, excess):
         return float(np.abs(np.bincount(place, excess, bins)).sum() / len(place))
 
-    found = bootstrap(lambda i: error(place[i], excess[i]), len(rows), how, whole=1.0)
+    found = bootstrap(lambda i: error(place[i], excess[i]), len(rows), how, whole=1.0, correct=False)
     draw = np.random.default_rng([how.seed, 1])
     chance = [error(place, confidences - (draw.random(len(rows)) < confidences)) for _ in range(how.resamples)]
     by_chance = float(np.quantile(chance, (1 + how.level) / 2))
