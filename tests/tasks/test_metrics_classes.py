@@ -1,8 +1,10 @@
 """Metrics of classes, scores, confidences and places, against scikit-learn, closed forms and simulated truths."""
 
+import json
 import math
 from statistics import NormalDist
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,6 +66,8 @@ def test_shards_add_up():
     assert metrics.f1_of_confusion(parts) == metrics.f1(predicted, label, 3) == metrics.f1_of_confusion(whole * 1.0)
     right = [float((predicted[i::4] == label[i::4]).sum()) for i in range(4)]
     assert metrics.accuracy_of_sums(sum(right), 100.0) == metrics.accuracy(predicted, label)
+    of_device = metrics.accuracy_of_sums(jnp.float32(1), jnp.float32(3))
+    assert json.loads(json.dumps(of_device.numbers("a"))) == metrics.accuracy_of_sums(1, 3).numbers("a")
 
 
 def test_perfect_and_worst_answers():

@@ -96,7 +96,8 @@ def wilson(successes: float, count: int, level: float = 0.95) -> Estimate:
     check_level(level)
     if count < 1 or not 0 <= successes <= count:
         raise UserError(f"{successes} of {count}: expected at least one unit, and between none and all of them")
-    p, z = successes / count, quantile(level)
+    count = int(count)  # scalars of arrays, such as sums of a device, become numbers of Python
+    p, z = float(successes) / count, quantile(level)
     centre = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(p * (1 - p) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), count)
