@@ -17,8 +17,8 @@ from research.bench.process import Reply, Side, failed, started
 from research.bench.rows import BUSY, SPREAD, aligned, expect
 from research.bench.train import others_use, our_environment, say, threads
 from research.core import config as C
+from research.core.config import require
 from research.families import gpt2
-from research.model.config import require
 
 FOLDER = Path(__file__).parent
 CACHES = {"both": ("default", "static"), "default": ("default",), "static": ("static",), "none": ()}

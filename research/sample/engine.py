@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from research.core import sharding
+from research.core.config import require
 from research.core.errors import UserError
 from research.data.tokenizer import Tokenizer
 from research.model.blanks import blank_ids
-from research.model.config import require
 from research.sample import beams, constrain, speculate
 from research.sample import decode as D
 from research.sample import filters as F

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from research.core import config as C
+from research.core.config import require
 from research.data.files import read_utf8
-from research.model.config import require
 from research.sample import filters as F
 
 MOST = 1_000_000  # tokens of a sample, and samples of a prompt

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core import rng
+from research.core.config import require
 from research.core.errors import UserError
 from research.core.hypers import Hypers
 from research.data.augment.chain import augment, parse
 from research.data.examples import Examples, open_source
 from research.model import inputs, transformer
-from research.model.config import ModelConfig, require
+from research.model.config import ModelConfig
 from research.tasks import losses
 from research.tasks.task import Evaluation, Loss, RowLosses, TaskConfig, check_router, given, with_router
 

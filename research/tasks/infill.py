@@ -21,10 +21,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from research.core.config import check_choices, require
 from research.core.errors import UserError
 from research.data.loader import Batch, ByIndex, ByStep
 from research.model.blanks import BlankIds
-from research.model.config import check_choices, require
 
 SHORTEST_ROW = 3  # one token of text, its mask and the start of its blank
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from research.core.config import require
 from research.core.errors import UserError
 from research.core.hypers import Hypers
 from research.data.mixed import prepare
 from research.data.tokens import Corpus
 from research.model import blanks, head, transformer
-from research.model.config import ModelConfig, require
+from research.model.config import ModelConfig
 from research.tasks import losses
 from research.tasks.infill import InfillConfig
 from research.tasks.task import Evaluation, Loss, RowLosses, TaskConfig, check_router, given, with_router

@@ -34,12 +34,7 @@ def softmax_cross_entropy(
         raise ValueError(
             f"labels of shape {labels.shape} for logits of shape {logits.shape}; expected {logits.shape[:-1]}"
         )
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    target = pick(logits, labels)
-    if label_smoothing is not None:
-        target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
-    losses = log_sum - target
-    return losses if z_loss is None else losses + z_loss * jnp.square(log_sum)
+    return _penalised(logits, pick(logits, labels), label_smoothing, z_loss)
 
 
 def soft_cross_entropy(
@@ -52,8 +47,14 @@ def soft_cross_entropy(
     logits, targets = _floats(logits), _floats(targets)
     if targets.shape != logits.shape:
         raise ValueError(f"targets of shape {targets.shape} for logits of shape {logits.shape}; expected equal shapes")
+    return _penalised(logits, jnp.sum(targets * logits, axis=-1), label_smoothing, z_loss)
+
+
+def _penalised(
+    logits: jax.Array, target: jax.Array, label_smoothing: ArrayLike | None, z_loss: ArrayLike | None
+) -> jax.Array:
+    """The loss of logits (..., V) whose mean under the target distribution, before smoothing, is `target` (...)."""
     log_sum = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.sum(targets * logits, axis=-1)
     if label_smoothing is not None:
         target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
     losses = log_sum - target

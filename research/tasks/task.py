@@ -4,17 +4,19 @@ A task is a subclass of `TaskConfig` in a file of its own; its `kind` names it i
 shardings, checkpoints) is the same for all.
 """
 
+import abc
 import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import jax
 
+from research.core.config import check_choices, require
 from research.core.errors import UserError
 from research.core.hypers import Hypers
-from research.model.config import ModelConfig, check_choices, require
+from research.model.config import ModelConfig
 
 Loss = Callable[..., tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 """`loss(params, batch, key, hypers) -> (sum, weight, metrics)`: what training minimises is `sum / weight`; metrics are sums over the same weight."""
@@ -29,7 +31,7 @@ _KINDS: dict[str, type["TaskConfig"]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(abc.ABC):
     """What all tasks have. Penalties are None where absent from the program; a number is the default of the traced value."""
 
     kind: str = ""  # the task's name
@@ -43,7 +45,7 @@ class TaskConfig:
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        for kind in get_args(get_type_hints(cls).get("kind", Literal[""])):
+        for kind in get_args(get_type_hints(cls)["kind"]):
             _KINDS[kind] = cls
 
     def __post_init__(self):
@@ -64,25 +66,25 @@ class TaskConfig:
         """Whether the loss needs a key besides dropout's."""
         return False
 
+    @abc.abstractmethod
     def corpus(self, data: str, tokenizer: Any, **texts: Any) -> Any:
         """The task's data by the name of its source: a Corpus of text (data/tokens.py) or Examples (data/examples.py)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def fitted(self, model: ModelConfig, corpus: Any) -> ModelConfig:
         """The model with what only its data knows (vocabulary, classes, sizes). Raises UserError where the two do not go together."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_loss(self, model: ModelConfig) -> Loss:
         """What the step differentiates. Raises UserError where the model lacks what the task asks of it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_evaluation(self, model: ModelConfig) -> Evaluation:
         """What evaluation adds up, without dropout, augmentation and penalties."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_row_losses(self, model: ModelConfig) -> RowLosses:
         """The losses by which rows that are not finite are named."""
-        raise NotImplementedError
 
     def measures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The metrics of the sums of all batches: `loss` first."""

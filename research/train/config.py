@@ -8,8 +8,9 @@ import tyro
 
 from research.core import config as C
 from research.core import hypers as H
+from research.core.config import require
 from research.core.errors import UserError
-from research.model.config import ModelConfig, require
+from research.model.config import ModelConfig
 from research.tasks.lm import LMConfig
 from research.tasks.task import TaskConfig, of_kind
 from research.train.optim import OptimizerConfig

@@ -15,10 +15,10 @@ import optax
 from flax import struct
 
 from research.core import params as P
+from research.core.config import check_choices, require
 from research.core.dtypes import compute_dtype
 from research.core.errors import UserError
 from research.core.hypers import Hypers
-from research.model.config import check_choices, require
 from research.train import schedules
 
 # f(s) = a s + b s^3 + c s^5: five rounds take singular values in (0, 1] to about 1 (Jordan 2024, kellerjordan.github.io/posts/muon).

@@ -13,13 +13,14 @@ import numpy as np
 from research.core import chips, host, sharding
 from research.core import hypers as H
 from research.core import params as P
+from research.core.config import require
 from research.core.errors import UserError
 from research.data import batches, examples, fim
 from research.data.examples import Examples
 from research.data.loader import ByIndex, ByStep, EvalBatches
 from research.data.tokens import Corpus
 from research.model import blanks, flops, moe, pipeline, transformer
-from research.model.config import ModelConfig, require
+from research.model.config import ModelConfig
 from research.sample.engine import continuations
 from research.sample.models import Loaded
 from research.sample.options import Sampling

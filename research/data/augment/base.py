@@ -6,6 +6,7 @@ pytrees whose leaves are strengths and tables, while everything else is static: 
 program serves all strengths, and `jax.vmap` goes over keys or over stacked strengths.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ def leaves(*names: str) -> Callable[[type[T]], type[T]]:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(abc.ABC):
     """What all augmentations share: a strength, checks of the numbers and choices given, and the override of the strength in a call.
 
     `RANGES` and `CHOICES` say what fields may hold. Numbers that are traced are not checked, nor are arrays.
@@ -64,9 +65,9 @@ class Augmentation:
         array that is augmented, or with one of a wrong kind, and for a strength out of range that is not traced."""
         return (self if strength is None else dataclasses.replace(self, strength=strength)).apply(batch, key)
 
+    @abc.abstractmethod
     def apply(self, batch: Batch, key: jax.Array) -> Batch:
         """Returns the batch augmented at the strength of the field."""
-        raise NotImplementedError
 
     def need(self, batch: Batch, name: str, axes: tuple[int, ...], kind: type = jnp.floating) -> jax.Array:
         """The array of a name. Raises UserError where it is missing, has another number of axes or is no array of the kind (`jnp.floating` or
@@ -102,6 +103,6 @@ class Rows(Augmentation):
         made = jax.vmap(self.row)(at_least_float32(array), jax.random.split(key, len(array)))
         return {**batch, self.ARRAY: made.astype(array.dtype)}
 
+    @abc.abstractmethod
     def row(self, x: jax.Array, key: jax.Array) -> jax.Array:
         """Returns one row augmented, of the shape that it had."""
-        raise NotImplementedError

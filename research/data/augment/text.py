@@ -4,6 +4,7 @@ After "easy data augmentation" (arXiv 1901.11196), with exact counts: at strengt
 uniformly without repetition. Shapes stay, and lengths follow. Documents on disk are not meant here; what stands in a batch is.
 """
 
+import abc
 from dataclasses import dataclass
 
 import jax
@@ -25,9 +26,9 @@ class Texts(Augmentation):
         made, lengths = jax.vmap(self.row)(tokens, length, jax.random.split(key, len(tokens)))
         return {**batch, "tokens": made.astype(tokens.dtype), "length": lengths.astype(length.dtype)}
 
+    @abc.abstractmethod
     def row(self, tokens: jax.Array, length: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the tokens (T,) of a row, and their number, changed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
