@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +35,6 @@ class Examples:
     eval: Arrays = dataclasses.field(repr=False)
     classes: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # what an experiment shows beside
     name: str = "examples"
 
     def __post_init__(self):

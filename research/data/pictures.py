@@ -58,16 +58,25 @@ def shaded(values: np.ndarray) -> list[str]:
 
 def spectrogram(samples: np.ndarray, width: int, height: int) -> list[str]:
     """Returns lines that show how loud each frequency is over time, of samples [n], the highest frequency on top: `height` lines of at most `width`
-    characters.
+    characters."""
+    return shaded(loudness(samples, height, width))
 
-    Power of the real Fourier transform of 512 samples under a Hann window, half a window apart; the loudest box is full, 80 dB below is empty.
+
+def loudness(samples: np.ndarray, rows: int, columns: int, window: int = WINDOW) -> np.ndarray:
+    """Returns how loud each frequency is over time, of samples [n]: at most (rows, columns), the highest frequency first, from 1 for the loudest box
+    to 0 for 80 dB below; all 0 where there is silence.
+
+    Power of the short-time Fourier transform under Hann windows of `window` samples, half a window apart, averaged over boxes before the logarithm.
     """
-    count = max(1, -(-(len(samples) - WINDOW) // (WINDOW // 2)) + 1)
-    padded = np.pad(samples.astype(np.float64), (0, WINDOW + (count - 1) * (WINDOW // 2) - len(samples)))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: WINDOW // 2]
-    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1))[:, 1:] ** 2
-    boxes = shrink(power.T[::-1], height, min(width, count))
+    from scipy.signal import ShortTimeFFT
+    from scipy.signal.windows import hann
+
+    hop = window // 2
+    padded = np.pad(samples.astype(np.float64), (0, max(0, window - len(samples))))
+    power = ShortTimeFFT(hann(window, sym=False), hop, 1.0).spectrogram(padded, p0=0)
+    power = power[::-1, : max(1, -(-len(samples) // hop))]
+    boxes = shrink(power, min(rows, len(power)), min(columns, power.shape[1]))
     loudest = boxes.max()
     if loudest == 0:
-        return shaded(boxes)
-    return shaded(1 + 10 * np.log10(np.maximum(boxes / loudest, 1e-30)) / RANGE)
+        return boxes
+    return (1 + 10 * np.log10(np.maximum(boxes / loudest, 1e-30)) / RANGE).clip(0, 1)

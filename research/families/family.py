@@ -90,6 +90,7 @@ def _essence(config: ModelConfig) -> dict[str, Any]:
     out["window"] = config.window if kinds & {"sliding", "strided"} else None
     out["stride"] = config.stride if "strided" in kinds else None
     out["image"] = config.image if config.inputs == "image" else None
+    out["vector_size"] = config.vector_size if config.inputs == "vectors" else None
     out["features"] = config.features if config.inputs == "features" else None
     out["rope"] = config.rope if config.positions == "rotary" else None
     moe = dataclasses.replace(config.moe, implementation="auto", width=config.moe.width or config.F)

@@ -11,6 +11,7 @@ from research.core.dtypes import at_least_float32
 from research.core.errors import UserError
 from research.core.leaves import Rows, rows_of
 from research.model.config import ModelConfig
+from research.model.inputs import EMBED_INIT
 from research.model.layers import beside, dot, joined, project, soft_cap
 
 # GPUs want the vocabulary in whole tiles; the parameters are never padded. TPUs tile every array anyway, and libtpu 0.0.42 fails to compile the
@@ -22,7 +23,7 @@ def specs(config: ModelConfig) -> P.Tree:
     """The parameters of the head; empty where the table of tokens is all that there is."""
     D, tree = config.width, {}
     vocabulary = config.head == "vocabulary"
-    init = P.ZEROS if config.init == "fan-in-zero" else P.normal(0.02)
+    init = P.ZEROS if config.init == "fan-in-zero" else P.normal(EMBED_INIT)
     if not vocabulary:
         if config.outputs is None:
             raise UserError("model.outputs is not set; give it, or let the run take it from its data")

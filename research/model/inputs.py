@@ -17,7 +17,6 @@ from research.model.config import ImageConfig, ModelConfig
 from research.model.layers import beside, dot, lookup
 
 EMBED_INIT = 0.02
-ARRAYS = {"tokens": ("tokens",), "image": ("image",), "features": ("numbers", "categories"), "vectors": ("vectors",)}
 
 
 def specs(config: ModelConfig) -> P.Tree:
@@ -40,6 +39,15 @@ def specs(config: ModelConfig) -> P.Tree:
     if config.pool == "cls":
         tree["cls"] = P.Param((D,), ("embed",), P.normal(EMBED_INIT))
     return tree
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int | None, ...]]:
+    """The arrays that are read, by name, with the shapes that their rows have; None for any size."""
+    if config.inputs == "features":
+        columns = {"numbers": config.features.numbers, "categories": len(config.features.categories)}
+        return {name: (size,) for name, size in columns.items() if size}
+    row = {"tokens": (None,), "image": config.image.shape, "vectors": (None, config.vector_size)}
+    return {config.inputs: row[config.inputs]}
 
 
 def length(inputs: Mapping[str, jax.Array], config: ModelConfig) -> int:
@@ -81,12 +89,9 @@ def patches(image: jax.Array, config: ImageConfig) -> jax.Array:
 def _columns(p: P.Tree, inputs: Mapping[str, jax.Array], config: ModelConfig, dtype) -> jax.Array:
     columns, parts = config.features, []
     if columns.numbers:
-        weights = p["numbers"].astype(dtype)
-        parts.append(
-            inputs["numbers"].astype(dtype)[..., None] * beside(weights, inputs["numbers"][..., None].astype(dtype))
-        )
-        parts[0] = parts[0] + beside(p["numbers_bias"], parts[0])
+        numbers_BT1 = inputs["numbers"].astype(dtype)[..., None]
+        parts.append(numbers_BT1 * beside(p["numbers"], numbers_BT1) + beside(p["numbers_bias"], numbers_BT1))
     if columns.categories:
-        first = np.cumsum((0, *columns.categories[:-1]))
-        parts.append(lookup(p["categories"], inputs["categories"] + first[None].astype(np.int32), dtype))
+        first = np.cumsum((0, *columns.categories[:-1]), dtype=np.int32)
+        parts.append(lookup(p["categories"], inputs["categories"] + first[None], dtype))
     return jnp.concatenate(parts, axis=1)

@@ -22,6 +22,7 @@ from research.data.examples import Examples, open_source
 from research.model import inputs, transformer
 from research.model.config import ModelConfig
 from research.tasks import losses
+from research.tasks.lm import with_vocabulary
 from research.tasks.task import Evaluation, Loss, RowLosses, TaskConfig, check_router, given, with_router
 
 
@@ -57,15 +58,15 @@ class ClassifyConfig(TaskConfig):
 
     def fitted(self, model: ModelConfig, corpus: Examples) -> ModelConfig:
         """The model with as many outputs as there are classes, or numbers in `targets`."""
-        lacking = [name for name in inputs.ARRAYS[model.inputs] if name not in corpus.train]
-        if lacking and model.inputs != "features":
-            raise UserError(
-                f"model.inputs is {model.inputs!r}, but {corpus.name} has {', '.join(sorted(corpus.train))}; set it to what is there"
-            )
-        if model.inputs == "image" and corpus.train["image"].shape[1:] != model.image.shape:
-            raise UserError(
-                f"model.image reads {model.image.shape}, but {corpus.name} has pictures of {corpus.train['image'].shape[1:]}"
-            )
+        for name, shape in inputs.shapes(model).items():
+            if name not in corpus.train or not _is_of(shape, corpus.train[name].shape[1:]):
+                there = ", ".join(f"{key} {array.shape[1:]}" for key, array in sorted(corpus.train.items()))
+                raise UserError(
+                    f"model.inputs is {model.inputs!r}, which reads {name} {shape} of a row; {corpus.name} has {there}. "
+                    "Set model.inputs and its sizes to what is there"
+                )
+        if model.inputs == "tokens" and corpus.tokenizer is not None:
+            model = with_vocabulary(model, corpus.tokenizer.vocab_size)
         require(
             model.head == "linear" and model.pool != "none",
             "model.pool",
@@ -85,7 +86,7 @@ class ClassifyConfig(TaskConfig):
             self.augment,
             "nothing: pictures and tokens are augmented",
         )
-        words = model.vocab_size if model.inputs == "tokens" else None
+        words = model.V if model.inputs == "tokens" else None
         chain = parse(self.augment, what, classes=model.outputs, vocabulary=words)
 
         def loss(params, batch, key=None, hypers: Hypers | None = None):
@@ -132,6 +133,13 @@ class ClassifyConfig(TaskConfig):
         """`loss`, and the share of right answers where one class is right."""
         found = super().measures(sums)
         return {**found, "accuracy": sums["correct"] / sums["weight"]} if "correct" in sums else found
+
+
+def _is_of(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a shape is the one expected, in which None is any size."""
+    return len(shape) == len(expected) and all(
+        size in (None, found) for size, found in zip(expected, shape, strict=True)
+    )
 
 
 def unit(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

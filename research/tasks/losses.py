@@ -54,10 +54,10 @@ def _penalised(
     logits: jax.Array, target: jax.Array, label_smoothing: ArrayLike | None, z_loss: ArrayLike | None
 ) -> jax.Array:
     """The loss of logits (..., V) whose mean under the target distribution, before smoothing, is `target` (...)."""
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    log_sum, smoothed = jax.nn.logsumexp(logits, axis=-1), target
     if label_smoothing is not None:
-        target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
-    losses = log_sum - target
+        smoothed = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
+    losses = jnp.asarray(log_sum - smoothed)
     return losses if z_loss is None else losses + z_loss * jnp.square(log_sum)
 
 

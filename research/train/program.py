@@ -15,7 +15,7 @@ from research.core import hypers as H
 from research.core import params as P
 from research.core.config import require
 from research.core.errors import UserError
-from research.data import batches, examples, fim
+from research.data import batches, fim
 from research.data.examples import Examples
 from research.data.loader import ByIndex, ByStep, EvalBatches
 from research.data.tokens import Corpus
@@ -95,13 +95,10 @@ class Program:
     def batches(self) -> ByStep | fim.FilledIn | infill.Blanked:
         """This process's rows of every training batch."""
         config = self.config
-        if isinstance(self.corpus, Examples):
-            drawn = examples.ExampleBatches(self.corpus.train, config.batch_size, config.row_tokens, config.order_seed)
-            return drawn.rows(*sharding.row_part(self.mesh))
         if config.fim_rate is not None:
             self._check_sentinels()
         text = batches.training(
-            self.text, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
+            self.corpus, config.rows, config.batch_size, config.row_tokens, config.order_seed, config.damaged,
             config.fim_rate,
         )  # fmt: skip
         return self._posed(text, config.order_seed).rows(*sharding.row_part(self.mesh))
@@ -117,35 +114,32 @@ class Program:
 
     def _posed(self, text: Any, seed: int) -> Any:
         """Batches of text as the task poses them."""
-        ids = blanks.blank_ids(self.model)
-        task = self.config.task
-        assert isinstance(task, lm.LMConfig)
-        return text if ids is None else infill.Blanked(text, ids, task.infill, seed)
+        ids, task = blanks.blank_ids(self.model), self.config.task
+        if ids is None or not isinstance(task, lm.LMConfig):
+            return text
+        return infill.Blanked(text, ids, task.infill, seed)
 
     @functools.cached_property
     def held_out(self) -> ByIndex | infill.Blanked:
         """The held-out rows, some thousand tokens at a time, in rows that split over the devices."""
         config, shards = self.config, sharding.batch_shards(self.mesh)
-        if isinstance(self.corpus, Examples):
-            rows = max(1, EVAL_TOKENS // config.row_tokens // shards) * shards
-            return examples.ExampleRows(self.corpus.eval, rows, config.row_tokens, config.eval_batches)
         text = batches.held_out(
-            self.text, config.rows, EVAL_TOKENS, config.row_tokens, shards, config.eval_batches, config.damaged
+            self.corpus, config.rows, EVAL_TOKENS, config.row_tokens, shards, config.eval_batches, config.damaged
         )
         return self._posed(text, seed=0)
 
     @functools.cached_property
     def held_out_text(self) -> tuple[bytes, int]:
         """`(bytes, tokens)`: the text that evaluation scores, and how many tokens it is scored in, ends of blanks included."""
-        held_out, tokenizer, held_out_part = self.held_out, self.text.tokenizer, self.text.eval
+        held_out, corpus = self.held_out, self.text
         if (
             isinstance(held_out, EvalBatches)
-            and held_out_part.learned is None
+            and corpus.eval.learned is None
             and len(held_out) * held_out.batch_size >= held_out.count
         ):
-            return tokenizer.decode_bytes(np.asarray(held_out_part.tokens)), len(held_out_part) - 1
+            return corpus.tokenizer.decode_bytes(np.asarray(corpus.eval.tokens)), len(corpus.eval) - 1
         tokens = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in held_out])
-        return tokenizer.decode_bytes(tokens[tokens < tokenizer.vocab_size]), len(tokens)
+        return corpus.tokenizer.decode_bytes(tokens[tokens < corpus.tokenizer.vocab_size]), len(tokens)
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """A held-out loss in bits per byte of the text that it was measured on."""
@@ -246,11 +240,9 @@ class Program:
     def measures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The metrics of the sums of all held-out batches, `loss` first; of text also `bits_per_byte`."""
         found = self.config.task.measures(sums)
-        return (
-            found
-            if isinstance(self.corpus, Examples)
-            else {**found, "bits_per_byte": self.bits_per_byte(found["loss"])}
-        )
+        if isinstance(self.corpus, Examples):
+            return found
+        return {**found, "bits_per_byte": self.bits_per_byte(found["loss"])}
 
     def _local(self, rows: ByIndex | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
         return iter(rows.rows(*sharding.row_part(self.mesh)))

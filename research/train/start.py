@@ -20,7 +20,14 @@ from research.train.config import Config
 from research.train.program import Program, Weights, build
 from research.train.run import Run, load_run
 
-TEXT = ("data", "text_field", "learn", "clean", "tokenizer", "init_from", "task")  # what a corpus is made of
+TEXT = (
+    "data",
+    "text_field",
+    "learn",
+    "clean",
+    "tokenizer",
+    "init_from",
+)  # what a corpus is made of, besides the kind of its task
 KEPT = (
     "context",
     *(name for name in NOT_ARCHITECTURE if name not in ("family", "init")),
@@ -40,7 +47,7 @@ def program_of(config: Config, corpora: dict[tuple, Any] | None = None) -> Progr
     """The program of a config: what it starts from resolved, its data read, nothing compiled. Programs of the same text share what is kept of it in
     `corpora`. Raises UserError where the config, its data and the devices do not fit."""
     begun, kept = resolve(config), {} if corpora is None else corpora
-    key = tuple(getattr(config, name) for name in TEXT)
+    key = (config.task.kind, *(getattr(config, name) for name in TEXT))
     if key not in kept:
         texts = {name: getattr(config, name) for name in ("text_field", "learn", "clean")}
         kept[key] = config.task.corpus(config.data, begun.tokenizer, **texts)

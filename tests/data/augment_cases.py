@@ -25,7 +25,7 @@ def batch_of(what: str) -> dict[str, np.ndarray]:
         audio, mel = draw.normal(size=(ROWS, 600)), draw.normal(size=(ROWS, 40, 20))
         return {"audio": audio.astype(np.float32), "mel": mel.astype(np.float32)}
     tokens = np.stack([draw.permutation(VOCABULARY - 10)[:T] for _ in range(ROWS)]).astype(np.int32)
-    return {"tokens": tokens, "length": np.array([T, 20, 10, 2, 1, 0], np.int32)}
+    return {"tokens": tokens, "lengths": np.array([T, 20, 10, 2, 1, 0], np.int32)}
 
 
 def names(what: str) -> list[str]:

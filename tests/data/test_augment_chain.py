@@ -162,7 +162,7 @@ def test_bad_numbers_and_choices_are_refused(make, said):
         (images.Flip(), {}, "which has nothing"),
         (images.Flip(), {"image": np.zeros((2, 4, 4, 3), np.uint8)}, "'image' of uint8; expected floating .* 255"),
         (images.Flip(), {"image": np.zeros((4, 4, 3), np.float32)}, r"shape \(4, 4, 3\); expected 4 or 5 axes"),
-        (text.Delete(), {"tokens": np.zeros((2, 4), np.int32)}, "Delete needs 'length'"),
+        (text.Delete(), {"tokens": np.zeros((2, 4), np.int32)}, "Delete needs 'lengths'"),
         (text.Delete(), {"tokens": np.zeros((2, 4), np.float32)}, "'tokens' of float32; expected whole numbers"),
         (mixing.Mixup(), {**batch_of("image")}, "Mixup got labels and no number of classes"),
         (mixing.CutMix(), {**batch_of("image")}, "CutMix got labels and no number of classes"),

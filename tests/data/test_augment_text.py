@@ -17,7 +17,7 @@ from research.data.augment.text import Delete, Insert, Replace, Swap, neighbours
 
 strengths = st.floats(0, 1, width=32)
 BATCH = batch_of("text")
-CASES = list(zip(BATCH["tokens"], BATCH["length"].tolist(), strict=True))
+CASES = list(zip(BATCH["tokens"], BATCH["lengths"].tolist(), strict=True))
 SENTINEL = 99
 
 
@@ -27,7 +27,7 @@ def made_by(one, seed: int, batch=BATCH):
     return [
         (before, length, after, int(now))
         for before, length, after, now in zip(
-            batch["tokens"], batch["length"].tolist(), out["tokens"], out["length"], strict=True
+            batch["tokens"], batch["lengths"].tolist(), out["tokens"], out["lengths"], strict=True
         )
     ]
 
@@ -47,7 +47,7 @@ def test_as_many_tokens_are_replaced_as_asked_for(seed, strength):
 
 
 def test_replacements_are_drawn_alike_from_all_other_tokens():
-    batch = {"tokens": np.full((4000, 1), 7, np.int32), "length": np.ones(4000, np.int32)}
+    batch = {"tokens": np.full((4000, 1), 7, np.int32), "lengths": np.ones(4000, np.int32)}
     counts = np.bincount(np.asarray(run(batch, jax.random.key(0), (Replace(1.0, 10, first=2),))["tokens"])[:, 0])
     assert counts.tolist()[:2] == [0, 0] and counts[7] == 0 and len(counts) == 10
     others = np.delete(counts[2:], 5)
@@ -91,7 +91,7 @@ def test_swapped_tokens_are_pairs_that_change_places(seed, strength):
 
 def test_every_place_is_chosen_alike():
     rows = 3000
-    batch = {"tokens": np.tile(np.arange(6, dtype=np.int32), (rows, 1)), "length": np.full(rows, 5, np.int32)}
+    batch = {"tokens": np.tile(np.arange(6, dtype=np.int32), (rows, 1)), "lengths": np.full(rows, 5, np.int32)}
     kept = np.asarray(run(batch, jax.random.key(0), (Delete(0.4, pad=9),))["tokens"])
     sets, counts = np.unique(kept[:, :3], axis=0, return_counts=True)
     assert len(sets) == 10 and ((counts - 300) ** 2 / 300).sum() < 27.9  # chi-squared, 9 degrees: 1 in 1000
@@ -127,7 +127,7 @@ def test_neighbours_stand_in_for_tokens(seed, strength):
 
 def test_every_neighbour_is_drawn_alike():
     table = jnp.asarray(np.tile(np.arange(4, dtype=np.int32), (8, 1)))
-    batch = {"tokens": np.full((2000, 1), 7, np.int32), "length": np.ones(2000, np.int32)}
+    batch = {"tokens": np.full((2000, 1), 7, np.int32), "lengths": np.ones(2000, np.int32)}
     counts = np.bincount(np.asarray(run(batch, jax.random.key(0), (Replace(1.0, neighbours=table),))["tokens"])[:, 0])
     assert len(counts) == 4 and ((counts - 500) ** 2 / 500).sum() < 16.3  # chi-squared, 3 degrees: 1 in 1000
 
@@ -174,7 +174,7 @@ def test_spans_can_be_put_back(step, seed, strength):
 
 def test_all_ways_to_take_out_spans_are_alike():
     rows = 6000
-    batch = {"tokens": np.tile(np.arange(8, dtype=np.int32), (rows, 1)), "length": np.full(rows, 8, np.int32)}
+    batch = {"tokens": np.tile(np.arange(8, dtype=np.int32), (rows, 1)), "lengths": np.full(rows, 8, np.int32)}
     out = run(batch, jax.random.key(0), (Spans(0.5, sentinel=50, mean_span=2.0),))
     ways = collections.Counter(map(tuple, np.asarray(out["inputs"]).tolist()))
     assert len(ways) == 30  # 4 tokens in 2 spans: 3 ways; 4 before, between and behind them, some between: 10 ways

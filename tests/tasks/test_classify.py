@@ -1,6 +1,7 @@
 """Classification and regression: losses by their formulas, evaluation as sums, data checked at the door, and whole runs."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -13,11 +14,13 @@ from research import train
 from research.core import params as P
 from research.core import rng
 from research.core.errors import UserError
-from research.data import examples
+from research.data import examples, tokenizer
+from research.data.augment.chain import augment, parse
+from research.data.encoding import byte_description
 from research.data.examples import Examples
 from research.model import transformer
 from research.model.config import ModelConfig
-from research.model.input_config import ImageConfig
+from research.model.input_config import FeatureConfig, ImageConfig
 from research.tasks import task
 from research.tasks.classify import ClassifyConfig, centred, check_labels
 from research.tasks.lm import LMConfig
@@ -27,6 +30,7 @@ MODEL = ModelConfig(
     inputs="image", image=ImageConfig(height=4, patch=2), head="linear", outputs=3, pool="mean", width=16, layers=1, heads=2,
     patterns=("bidirectional",), positions="learned",
 )  # fmt: skip
+BYTES = tokenizer.parse(json.dumps(byte_description()), "byte")
 LABELS = np.array([0, 2, 1, 1])
 
 
@@ -90,6 +94,33 @@ def test_augmentation_needs_a_key_and_follows_it(params):
     assert ClassifyConfig(augment=("flip",)).draws and not ClassifyConfig().draws
 
 
+def test_texts_are_augmented_with_their_lengths():
+    words = Examples(
+        *({"tokens": np.tile(np.arange(1, 9), (4, 1)), "lengths": np.array([8, 6, 3, 1]), "label": np.arange(4) % 2},) * 2,
+        classes=("a", "b"), tokenizer=BYTES,
+    )  # fmt: skip
+    model = ModelConfig(
+        width=16,
+        layers=1,
+        heads=2,
+        context=8,
+        patterns=("bidirectional",),
+        head="linear",
+        pool="mean",
+        positions="none",
+    )
+    fitted = ClassifyConfig().fitted(model, words)
+    assert (fitted.vocab_size, fitted.outputs) == (257, 2)
+    params = P.init(transformer.specs(fitted), rng.key(0, "params"))
+    batch = {name: jnp.asarray(x) for name, x in words.train.items()} | {"weights": jnp.ones(4)}
+    loss = ClassifyConfig(augment=("delete:0.5",)).make_loss(fitted)
+    cut = augment(batch, rng.fold(jax.random.key(0), "augment"), parse(("delete:0.5",), "text", vocabulary=fitted.V))
+    np.testing.assert_array_equal(cut["lengths"], [4, 3, 1, 1])
+    expected = ClassifyConfig().make_loss(fitted)(params, cut)[0]
+    np.testing.assert_allclose(loss(params, batch, jax.random.key(0))[0], expected, rtol=1e-6)
+    assert abs(expected - ClassifyConfig().make_loss(fitted)(params, {**cut, "lengths": batch["lengths"]})[0]) > 1e-6
+
+
 def test_labels_are_checked():
     with pytest.raises(UserError, match="example 1 has the label 3; there are classes 0 to 2"):
         check_labels(np.array([0, 3, 1]), ("a", "b", "c"), "here")
@@ -104,7 +135,8 @@ def test_data_and_model_that_do_not_go_together_are_refused():
     assert config.fitted(dataclasses.replace(MODEL, outputs=None), data) == MODEL
     refusals = [
         ({"inputs": "vectors"}, "model.inputs"),
-        ({"image": ImageConfig(height=6, patch=2)}, "pictures of"),
+        ({"inputs": "features", "features": FeatureConfig(numbers=2)}, "reads numbers \\(2,\\)"),
+        ({"image": ImageConfig(height=6, patch=2)}, "reads image \\(6, 6, 1\\)"),
         ({"outputs": 4}, "model.outputs"),
         ({"pool": "none"}, "model.pool"),
     ]

@@ -17,7 +17,7 @@ from research.data.augment.base import Augmentation, Batch
 from research.data.augment.randaugment import RandAugment
 
 What = Literal["image", "text", "audio"]
-ARRAYS = ("image", "label", "targets", "tokens", "length", "audio", "mel")
+ARRAYS = ("image", "label", "targets", "tokens", "lengths", "audio", "mel")
 """The arrays that augmentations read."""
 
 

@@ -155,7 +155,7 @@ def text_table() -> str:
     table = neighbours(kinds, 2)
     ids = [words.index(word) for word in SENTENCE.split()]
     size = len(ids) + 4
-    batch = {"tokens": jnp.asarray([ids + [0] * (size - len(ids))]), "length": jnp.asarray([len(ids)])}
+    batch = {"tokens": jnp.asarray([ids + [0] * (size - len(ids))]), "lengths": jnp.asarray([len(ids)])}
     sentinel = len(words) + 9
     named: list[tuple[str, Augmentation]] = [
         *zip(TEXTS, parse(TEXTS, "text", vocabulary=len(words), sentinel=sentinel), strict=True)
@@ -174,7 +174,7 @@ def text_table() -> str:
             lines.append(f"| {spec}, inputs | {said(made['inputs'], made['inputs_length'])} |")
             lines.append(f"| targets | {said(made['targets'], made['targets_length'])} |")
         else:
-            lines.append(f"| {spec} | {said(made['tokens'], made['length'])} |")
+            lines.append(f"| {spec} | {said(made['tokens'], made['lengths'])} |")
     return "\n".join(lines)
 
 

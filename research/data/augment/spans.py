@@ -20,7 +20,7 @@ from research.data.augment.text import choose, compact, count, text_of
 @leaves("strength")
 @dataclass(frozen=True)
 class Spans(Augmentation):
-    """Adds `inputs`, `inputs_length`, `targets` and `targets_length` to a batch of `tokens` (B, T) and `length` (B,).
+    """Adds `inputs`, `inputs_length`, `targets` and `targets_length` to a batch of `tokens` (B, T) and `lengths` (B,).
 
     Of L tokens round(strength L) are taken out, at least 1 and at most L - 1, in round(that / mean_span) spans, at least 1; which, and how
     long each is, is uniform among all ways in which no two spans touch. Span j leaves `sentinel` + j `step`, T5's counting down from the end of

@@ -1,4 +1,4 @@
-"""Augmentations of `tokens`: whole numbers (B, T), of which the first `length` (B,) of a row are its text and the rest is left alone.
+"""Augmentations of `tokens`: whole numbers (B, T), of which the first `lengths` (B,) of a row are its text and the rest is left alone.
 
 After "easy data augmentation" (arXiv 1901.11196), with exact counts: at strength s a row of L tokens has round(s L) of them changed, at places drawn
 uniformly without repetition. Shapes stay, and lengths follow. Documents on disk are not meant here; what stands in a batch is.
@@ -24,7 +24,7 @@ class Texts(Augmentation):
         """Returns the batch with rows of tokens, and lengths, changed."""
         tokens, length = text_of(self, batch)
         made, lengths = jax.vmap(self.row)(tokens, length, jax.random.split(key, len(tokens)))
-        return {**batch, "tokens": made.astype(tokens.dtype), "length": lengths.astype(length.dtype)}
+        return {**batch, "tokens": made.astype(tokens.dtype), "lengths": lengths.astype(length.dtype)}
 
     @abc.abstractmethod
     def row(self, tokens: jax.Array, length: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -122,8 +122,8 @@ class Swap(Texts):
 
 
 def text_of(who: Augmentation, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns `tokens` (B, T) and `length` (B,) of a batch. Raises UserError where they are missing or of a wrong kind."""
-    return who.need(batch, "tokens", (2,), jnp.integer), who.need(batch, "length", (1,), jnp.integer)
+    """Returns `tokens` (B, T) and `lengths` (B,) of a batch. Raises UserError where they are missing or of a wrong kind."""
+    return who.need(batch, "tokens", (2,), jnp.integer), who.need(batch, "lengths", (1,), jnp.integer)
 
 
 def count(share: ArrayLike, length: jax.Array) -> jax.Array:

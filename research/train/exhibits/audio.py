@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.data.pictures import shrink
+from research.data.pictures import RANGE, loudness
 from research.train import charts
 from research.train.exhibits import media
 from research.train.exhibits.pictures import same_number
@@ -15,7 +15,6 @@ from research.train.markup import escaped, left_out, note
 SOUNDS = 12
 SAMPLES = 2_000_000  # of all sounds of an exhibit: two bytes each, and a third more in the page
 WINDOW = 0.032  # seconds of a spectrum: a few periods of a low voice
-RANGE = 80.0  # decibels from the brightest to the darkest
 ROWS, COLUMNS = 160, 640  # of a spectrogram's picture, at most
 WIDTH, HEIGHT = 470, 210
 
@@ -52,23 +51,8 @@ def _figure(waveform: Any, rate: int, caption: str, longest: int, number: int) -
 
 
 def spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Returns how loud each frequency is over time, of samples [T] in [-1, 1]: at most (160, 640), the highest frequency first, from 1 for the
-    loudest to 0 for 80 dB below.
-
-    Power of the short-time Fourier transform under Hann windows of about 32 ms, half a window apart, averaged over boxes before the logarithm.
-    """
-    from scipy.signal import ShortTimeFFT
-    from scipy.signal.windows import hann
-
-    window = 2 ** max(5, round(np.log2(rate * WINDOW)))
-    padded = np.pad(samples, (0, max(0, window - len(samples))))
-    power = ShortTimeFFT(hann(window, sym=False), window // 2, rate).spectrogram(padded, p0=0)
-    power = power[:, : max(1, -(-len(samples) // (window // 2)))]
-    boxes = shrink(power[::-1], min(ROWS, len(power)), min(COLUMNS, power.shape[1]))
-    loudest = boxes.max()
-    if loudest == 0:
-        return boxes
-    return (1 + 10 * np.log10(np.maximum(boxes / loudest, 1e-30)) / RANGE).clip(0, 1)
+    """Returns how loud each frequency is over time (`pictures.loudness`), of samples [T] in [-1, 1], windows of about 32 ms: at most (160, 640)."""
+    return loudness(samples, ROWS, COLUMNS, 2 ** max(5, round(np.log2(rate * WINDOW))))
 
 
 def _drawing(values: np.ndarray, seconds: float, rate: int, caption: str) -> str:
