@@ -244,6 +244,15 @@ class Program:
             return found
         return {**found, "bits_per_byte": self.bits_per_byte(found["loss"])}
 
+    def predict(self, state: S.State, function: Callable[[Any, dict[str, jax.Array]], jax.Array]) -> np.ndarray:
+        """`function(params, batch) -> (B, ...)` of every held-out example, in order: (examples, ...), on every process."""
+        assert isinstance(self.held_out, ByIndex), "of examples"
+        every = dataclasses.replace(self.held_out, limit_batches=None)  # pyright: ignore[reportArgumentType]
+        params, whole = self.eval_params(state, self.hypers), sharding.replicated(self.mesh)
+        predict = self.on_mesh(jax.jit(function, out_shardings=whole))
+        batches_of = (self.put_batch(batch) for batch in self._local(every))
+        return np.concatenate([np.asarray(hosts.in_order(predict(params, b))) for b in batches_of])[: every.count]
+
     def _local(self, rows: ByIndex | infill.Blanked) -> Iterator[dict[str, np.ndarray]]:
         return iter(rows.rows(*sharding.row_part(self.mesh)))
 

@@ -24,6 +24,7 @@ from research.model.input_config import FeatureConfig, ImageConfig
 from research.tasks import task
 from research.tasks.classify import ClassifyConfig, centred, check_labels
 from research.tasks.lm import LMConfig
+from research.train import classified
 from research.train.run import load_run
 
 MODEL = ModelConfig(
@@ -192,6 +193,14 @@ def config(monkeypatch):
 def test_a_run_learns_and_is_opened_again(config, tmp_path):
     result = train.fit(dataclasses.replace(config, run_dir=str(tmp_path), steps=80, eval_every=40))
     assert result.summary["accuracy"] == 1.0 and result.summary["bits_per_byte"] is None
+    labels, image = (result.program.corpus.eval[name] for name in ("label", "image"))
+    found = classified.report(result)
+    assert found["accuracy"] == 1.0 and found["accuracy_count"] == len(labels) and found["macro_f1"] == 1.0
+    shown = {file.name[3:-5]: file.read_text() for file in sorted((tmp_path / "exhibits").iterdir())}
+    assert len(shown) == 4 and shown["examples-the-wrong-ones-first"].count("<img") == len(image)
+    assert (
+        "wrong" not in shown["examples-the-wrong-ones-first"].replace("the wrong ones first", "").partition("</h2>")[2]
+    )
     run = load_run(tmp_path)
     assert run.config.task == config.task and run.model.outputs == 3
     held_out = [record for record in run.metrics if record["split"] == "eval"]
