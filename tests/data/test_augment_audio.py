@@ -28,7 +28,7 @@ def decibels(power) -> np.ndarray:
 
 @pytest.mark.parametrize("bank", [None, BANK], ids=["white", "bank"])
 @settings(max_examples=25)
-@given(seed=keys, snr=st.floats(-20, 50, width=32))
+@given(seed=keys, snr=st.floats(-20, 50, width=32, allow_subnormal=False))
 def test_the_ratio_measured_is_the_one_asked_for(bank, seed, snr):
     noise = (
         of(Noise(snr=snr, bank=None if bank is None else jnp.asarray(bank)), seed)["audio"].astype(np.float64) - AUDIO
@@ -58,7 +58,7 @@ def test_silence_stays_silent_and_a_silent_bank_adds_nothing():
 
 
 @settings(max_examples=25)
-@given(keys, st.floats(0, 40, width=32))
+@given(keys, st.floats(0, 40, width=32, allow_subnormal=False))
 def test_gains_stay_within_their_decibels(seed, strength):
     made = of(Gain(strength), seed)["audio"]
     factors = made[:, :1] / AUDIO[:, :1]
@@ -69,7 +69,7 @@ def test_gains_stay_within_their_decibels(seed, strength):
 
 @pytest.mark.parametrize("edge", ["silence", "wrap"])
 @settings(max_examples=20)
-@given(seed=keys, strength=st.floats(0, 1, width=32))
+@given(seed=keys, strength=st.floats(0, 1, width=32, allow_subnormal=False))
 def test_shifts_move_whole_samples(edge, seed, strength):
     ramp = {"audio": np.tile(np.arange(1, 41, dtype=np.float32), (ROWS, 1))}
     for row in of(Shift(strength, edge), seed, ramp)["audio"]:
@@ -129,7 +129,7 @@ def test_speeds_lie_within_their_bounds(seed):
 
 @pytest.mark.parametrize("value", ["mean", "zero"])
 @settings(max_examples=20)
-@given(seed=keys, strength=st.floats(0, 1, width=32))
+@given(seed=keys, strength=st.floats(0, 1, width=32, allow_subnormal=False))
 def test_masks_are_stretches_of_frames_and_frequencies(value, seed, strength):
     one = SpecAugment(strength, frequency=8, time=12, frequency_masks=1, time_masks=1, value=value)
     for before, after in zip(MEL, of(one, seed)["mel"], strict=True):

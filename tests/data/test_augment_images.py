@@ -18,7 +18,7 @@ from research.data.augment.randaugment import MOVES, OPERATIONS, RandAugment, op
 
 H, W = 12, 16
 IMAGE = batch_of("image")["image"][0]
-small = st.floats(-1, 1, width=32)
+small = st.floats(-1, 1, width=32, allow_subnormal=False)
 warp = jax.jit(geometry.warp, static_argnames="fill")
 rotate = jax.jit(lambda image, degrees: geometry.warp(image, geometry.rotation(degrees)))
 translate = jax.jit(lambda image, right, down: geometry.warp(image, geometry.translation(right, down)))
@@ -127,7 +127,7 @@ boxes = jax.jit(
 
 
 @settings(max_examples=20)
-@given(keys, st.floats(0, 1, width=32))
+@given(keys, st.floats(0, 1, width=32, allow_subnormal=False))
 def test_boxes_of_crops_are_whole_inside_and_of_the_shares_asked_for(seed, strength):
     top, left, height, width = np.asarray(boxes(jax.random.key(seed), strength))
     for numbers in (top, left, height, width):
@@ -155,7 +155,7 @@ def test_padded_crops_are_windows_of_the_padded_image(seed, pixels):
 
 
 @settings(max_examples=25)
-@given(st.floats(0, 2, width=32))
+@given(st.floats(0, 2, width=32, allow_subnormal=False))
 def test_colours_change_as_pillow_changes_them(factor):
     pixels = np.random.default_rng(0).integers(60, 180, (9, 11, 3)).astype(np.uint8)
     image, picture = jnp.asarray(pixels / 255, jnp.float32), Image.fromarray(pixels)
@@ -192,7 +192,7 @@ hue = jax.jit(colour.hue)
 
 
 @settings(max_examples=25)
-@given(st.floats(-0.5, 0.5, width=32))
+@given(st.floats(-0.5, 0.5, width=32, allow_subnormal=False))
 def test_hues_turn_as_colorsys_has_them(turns):
     made = hue(IMAGE, turns).reshape(-1, 3)
     for before, after in zip(IMAGE.reshape(-1, 3)[:40].tolist(), made[:40], strict=True):
@@ -210,7 +210,7 @@ def test_images_of_one_channel_have_no_colour_to_change():
 
 
 @settings(max_examples=20)
-@given(keys, st.floats(0, 1, width=32))
+@given(keys, st.floats(0, 1, width=32, allow_subnormal=False))
 def test_cutout_covers_one_box_and_nothing_else(seed, share):
     made = np.asarray(run(batch_of("image"), jax.random.key(seed), (images.Cutout(share, fill=0.125),))["image"])
     height, width = (int(np.round(np.float32(side) * np.float32(share))) for side in (H, W))
@@ -280,7 +280,7 @@ def labelled(rows: int = 8, classes: int = 3, frames: tuple[int, ...] = ()) -> d
 
 @pytest.mark.parametrize("frames", [(), (2,)])
 @settings(max_examples=20)
-@given(seed=keys, strength=st.floats(0.0625, 3, width=32))
+@given(seed=keys, strength=st.floats(0.0625, 3, width=32, allow_subnormal=False))
 def test_labels_follow_what_is_mixed(frames, seed, strength):
     batch = labelled(frames=frames)
     for chain in ((mixing.Mixup(strength, 3),), (mixing.CutMix(strength, 3),)):

@@ -15,7 +15,7 @@ from research.data.augment import spans
 from research.data.augment.spans import Spans
 from research.data.augment.text import Delete, Insert, Replace, Swap, neighbours
 
-strengths = st.floats(0, 1, width=32)
+strengths = st.floats(0, 1, width=32, allow_subnormal=False)
 BATCH = batch_of("text")
 CASES = list(zip(BATCH["tokens"], BATCH["lengths"].tolist(), strict=True))
 SENTINEL = 99
