@@ -70,12 +70,16 @@ class Program:
     def like(self, config: C.Config) -> "Program":
         """The program of a config that differs in traced numbers and in how long it runs. It shares what this one has compiled and what there is of
         the corpus. Raises ValueError for a config of another program."""
+        if isinstance(self.corpus, Examples):
+            config = dataclasses.replace(config, model=config.task.fitted(config.model, self.corpus))
         one, other = ({k: v for k, v in C.static(c).items() if k not in C.HOST_ONLY} for c in (self.config, config))
         if one != other:
             differing = sorted(name for name in one if one[name] != other[name])
             raise ValueError(f"configs that differ in {', '.join(differing)} share no compiled program")
         made = dataclasses.replace(self, config=config, hypers=C.hypers(config))
-        kept = set(SHARED) if config.order_seed == self.config.order_seed else set(SHARED) - {"batches"}
+        own = {"batches"} if config.order_seed != self.config.order_seed else set()
+        own |= {"held_out_text"} if isinstance(self.corpus, Examples) else set()
+        kept = set(SHARED) - own
         made.__dict__.update({name: getattr(self, name) for name in kept})
         made.__dict__.update({name: self.__dict__[name] for name in ("compiled_step",) if name in self.__dict__})
         return made

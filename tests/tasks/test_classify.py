@@ -21,6 +21,7 @@ from research.data.examples import Examples
 from research.model import transformer
 from research.model.config import ModelConfig
 from research.model.input_config import FeatureConfig, ImageConfig
+from research.sweep import Sweep
 from research.tasks import task
 from research.tasks.classify import ClassifyConfig, centred, check_labels
 from research.tasks.lm import LMConfig
@@ -221,6 +222,21 @@ def test_a_run_that_was_cut_off_ends_like_one_that_was_not(config, tmp_path):
         train.fit(dataclasses.replace(config, run_dir=str(tmp_path / "cut"), steps=30))
     one, other = (tiny_runs.story(tmp_path / name) for name in ("whole", "cut"))
     assert one["hash"] == other["hash"]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_sweep_tells_of_its_members_metrics(config, tmp_path, width):
+    rates, plain = (3e-3, 1e-2), dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=None))
+    space = {"optimizer.learning_rate": list(rates)}
+    results = Sweep(base=plain, space=space, out=str(tmp_path / "sweep"), width=width).run().complete
+    assert len(results) == 2
+    for line, rate in zip(results, rates, strict=True):
+        alone = dataclasses.replace(
+            plain, run_dir=str(tmp_path / f"{rate}"), optimizer=dataclasses.replace(plain.optimizer, learning_rate=rate)
+        )
+        summary = train.fit(alone).summary
+        assert line["accuracy"] == summary["accuracy"] and line["bits_per_byte"] is None
+        np.testing.assert_allclose(line["eval_loss"], summary["eval_loss"], rtol=1e-4)
 
 
 def test_micro_batches_add_up(config, tmp_path):
